@@ -5,8 +5,8 @@ use std::{fs, process::Command, thread, time::Instant};
 use anyhow::{Context, Result};
 
 use crate::{
-    aarch64, attack, boundaries, cancel, engine, fleet, fuzz, image, operations, peers, picture,
-    prose,
+    aarch64, attack, boundaries, cancel, engine, fleet, fuzz, image, mutants, operations, peers,
+    picture, prose,
     steps::{Form, cargo, print_summary, root, runs, skip, skip_always, step, target, took},
     tools::{
         END_TO_END, has_h2load, has_hashcat, install_node_packages, prepare_brokers, prepare_python,
@@ -104,6 +104,7 @@ fn tests_of_crates() -> Result<()> {
         "which kernels were tested",
         &mut cargo("test --workspace --test kernels -- --nocapture names_the_kernels_that_ran"),
     )?;
+    timed("known bugs", |_| mutants::run())?;
     for half in ["client", "server"] {
         step(
             &format!("tests of tonic-cancel's {half} alone"),

@@ -15,6 +15,7 @@ mod graph;
 mod image;
 mod imports;
 mod long;
+mod mutants;
 mod operations;
 mod peers;
 mod picture;
@@ -32,6 +33,7 @@ usage: cargo xtask COMMAND
 
   test                every check, as CI runs it, with short forms of the commands below
   boundaries          check that packages and files depend only on what they may
+  mutants             check that the tests find known bugs, in a copy of the sources
 
 Benchmarks, which write bench/RESULTS.md; leave the machine alone for them:
   bench peers         the kernels beside hashcat, on one core
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
     let done = match (&arguments[..], form) {
         (["test"], Form::Long) => checks::run(),
         (["boundaries"], Form::Long) => boundaries::run(),
+        (["mutants"], Form::Long) => mutants::run(),
         (["bench", "peers"], form) => peers::run(form),
         (["bench", "engine"], form) => engine::run(form),
         (["bench", "cancel"], form) => cancel::run(form),

@@ -1,18 +1,12 @@
 //! An agent: the threads of this machine, for a fleet.
 
-use std::{
-    future::Future,
-    io,
-    pin::pin,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
 
 use async_nats::Message;
 use bytes::Bytes;
-use hashfinder_fleet::{Agent, AgentId, Command, Order, Orders, Report, Term, Work};
+use hashfinder_fleet::{Agent, AgentId, Command, Orders, SILENT_AFTER, Task, Term, Work};
 use hashfinder_proto::fleet::v1 as pb;
-use hashfinder_search::{Crew, Kernel, QuerySet, Tried};
+use hashfinder_search::{Crew, Kernel, Tried};
 use hashfinder_system::threads::with_low_priority;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::{
@@ -24,20 +18,18 @@ use tokio_stream::StreamExt;
 
 use crate::{
     broker::{Broker, BrokerOptions, ConnectError},
+    id::new_id,
     wire,
 };
 
 /// Time between two checks of what is due.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Time that a reply may take. One that is lost is not missed: the next message repeats all.
+/// Timeout of a reply. A lost reply does no harm: the next message repeats everything.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Time between two questions for the leader.
 const ASKS_EVERY: Duration = Duration::from_secs(1);
-
-/// Number of sets of queries, and so of planned filters, that an agent keeps.
-const MOST_SETS: usize = 16;
 
 /// Time that an agent has to hand back its leases when it ends.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
@@ -50,8 +42,6 @@ const RETRY_PAUSE: Duration = Duration::from_secs(2);
 pub struct AgentOptions {
     /// How to connect.
     pub broker: BrokerOptions,
-    /// Name of this machine: the beginning of the agent's name.
-    pub machine: String,
     /// Number of threads that search.
     pub workers: usize,
     /// The hash kernel.
@@ -90,17 +80,10 @@ pub async fn run_agent(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), AgentError> {
     let mut shutdown = pin!(shutdown);
-    let id: AgentId = agent_id(&options.machine).into();
-    let broker = loop {
-        match Broker::connect(&options.broker, &format!("agent-{id}")).await {
-            Ok(broker) => break broker,
-            Err(error) if error.is_temporary() => tracing::warn!("{error}; trying again"),
-            Err(error) => return Err(error.into()),
-        }
-        tokio::select! {
-            () = sleep(RETRY_PAUSE) => {}
-            () = &mut shutdown => return Ok(()),
-        }
+    let id: AgentId = new_id().into();
+    let broker = tokio::select! {
+        broker = connect(&options.broker, &id) => broker?,
+        () = &mut shutdown => return Ok(()),
     };
     let (done, to_report) = mpsc::unbounded_channel();
     let report = move |tried: Tried| {
@@ -110,8 +93,6 @@ pub async fn run_agent(
     let (workers, kernel) = (options.workers, options.kernel);
     let crew = with_low_priority(move || Crew::start(workers, kernel, clock, report));
     let crew = crew.flatten().map_err(AgentError::Thread)?;
-    let boot = SystemTime::now().duration_since(UNIX_EPOCH);
-    let boot = boot.map_or(0, |time| time.as_millis() as u64);
     tracing::info!(
         agent = %id,
         workers = crew.workers(),
@@ -121,23 +102,28 @@ pub async fn run_agent(
         "ready"
     );
     let machine = Machine {
-        agent: Agent::new(Arc::clone(&id), boot, options.rate, options.version.into()),
+        agent: Agent::new(Arc::clone(&id), options.rate, options.version.into()),
         id,
         broker,
         crew,
-        sets: Vec::new(),
         requests: JoinSet::new(),
         asked: None,
         rejected: String::new(),
+        began: clock(),
+        shown: Activity::Idle,
     };
     machine.run(to_report, shutdown).await
 }
 
-/// Returns a name that no other agent has.
-fn agent_id(machine: &str) -> String {
-    let is_allowed = |c: &char| c.is_ascii_alphanumeric() || *c == '-' || *c == '_';
-    let machine: String = machine.chars().filter(is_allowed).take(40).collect();
-    format!("{machine}-{:06x}", fastrand::u32(..1 << 24))
+/// Connects to the broker, however long that takes.
+async fn connect(options: &BrokerOptions, id: &str) -> Result<Broker, ConnectError> {
+    loop {
+        match Broker::connect(options, &format!("agent-{id}")).await {
+            Err(error) if error.is_temporary() => tracing::warn!("{error}; trying again"),
+            connected => return connected,
+        }
+        sleep(RETRY_PAUSE).await;
+    }
 }
 
 /// The time since the system's start, including the time for which it was suspended.
@@ -154,20 +140,31 @@ struct Machine {
     id: AgentId,
     broker: Broker,
     crew: Crew,
-    /// Sets of queries of this term, the latest one last.
-    sets: Vec<(u64, QuerySet)>,
     requests: JoinSet<Reply>,
     /// When the leader was looked for.
     asked: Option<Duration>,
     /// Why the leader gives no leases, as it was logged last.
     rejected: String,
+    /// When the agent began, and what was logged last of what it does.
+    began: Duration,
+    shown: Activity,
+}
+
+/// What an agent does, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Activity {
+    Searching,
+    /// The leader has no work for it.
+    Idle,
+    /// No leader answers.
+    Leaderless,
 }
 
 /// What has become of a request.
 enum Reply {
     Orders(Box<Work>, Option<pb::Orders>),
     Leader(Term),
-    /// The leader of this term has ended, or is slow.
+    /// No reply has arrived in time.
     Lost,
 }
 
@@ -183,8 +180,7 @@ impl Machine {
             subscriber.map_err(|error| AgentError::Connection(error.into()))
         };
         let mut terms = subscribe("term".to_owned()).await?;
-        let mut wakes = subscribe("wake".to_owned()).await?;
-        let mut recalls = subscribe(format!("recall.{}", self.id)).await?;
+        let mut notices = subscribe(format!("notice.{}", self.id)).await?;
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining_since = None;
@@ -192,18 +188,18 @@ impl Machine {
             tokio::select! {
                 _ = ticks.tick() => self.agent.tick(clock()),
                 Some(message) = terms.next() => self.heard(&message),
-                Some(_) = wakes.next() => self.agent.wake(),
-                Some(message) = recalls.next() => self.recall(&message),
-                Some(tried) = done.recv() => self.done(tried),
+                Some(message) = notices.next() => self.notice(&message),
+                Some(tried) = done.recv() => self.agent.done(tried, clock()),
                 Some(Ok(reply)) = self.requests.join_next(), if !self.requests.is_empty() =>
                     self.replied(reply),
                 () = &mut shutdown, if draining_since.is_none() => {
-                    tracing::info!("handing back what is left");
+                    tracing::info!("returning unfinished leases");
                     self.agent.drain();
                     draining_since = Some(clock());
                 }
             }
             self.act();
+            self.show();
             if let Some(since) = draining_since
                 && (self.agent.is_drained() || clock().saturating_sub(since) >= DRAIN_TIMEOUT)
             {
@@ -222,32 +218,14 @@ impl Machine {
     fn follow(&mut self, term: Term) {
         let before = self.agent.term();
         self.agent.heard(term, clock());
-        if self.agent.term() != before {
-            self.sets.clear();
-            tracing::info!(term = term.number, "following the leader");
-        }
+        self.note_term(before);
     }
 
-    fn recall(&mut self, message: &Message) {
-        if let Ok(recall) = wire::decode::<pb::Recall>(&message.payload)
-            && wire::read_term(recall.term) == self.agent.term()
+    fn notice(&mut self, message: &Message) {
+        if let Ok(notice) = wire::decode::<pb::Notice>(&message.payload)
+            && wire::read_term(notice.term) == self.agent.term()
         {
-            self.agent.recall(&recall.leases);
-        }
-    }
-
-    fn done(&mut self, tried: Tried) {
-        let was_idle = self.agent.is_idle();
-        let report = Report {
-            lease: tried.lease,
-            tried: tried.tried,
-            hits: tried.hits,
-            took: tried.took,
-            failed: tried.failed,
-        };
-        self.agent.done(report, clock());
-        if self.agent.is_idle() && !was_idle {
-            tracing::debug!("no lease is left");
+            self.agent.notice(&notice.recalls);
         }
     }
 
@@ -255,8 +233,17 @@ impl Machine {
     fn act(&mut self) {
         for command in self.agent.take_commands() {
             match command {
-                Command::Try(order) => self.begin(&order),
-                Command::Stop(lease) => self.crew.stop(lease),
+                Command::Try(task) => {
+                    tracing::debug!(task = task.id, "trying a lease");
+                    let Task {
+                        id,
+                        set,
+                        range,
+                        hit_limit,
+                    } = task;
+                    self.crew.begin(id, set, range, hit_limit);
+                }
+                Command::Stop(task) => self.crew.stop(task),
             }
         }
         let now = clock();
@@ -273,33 +260,35 @@ impl Machine {
         }
     }
 
-    fn begin(&mut self, order: &Order) {
-        let (lease, range) = (order.lease, order.range.clone());
-        let place = self.sets.iter().position(|(set, _)| *set == order.set);
-        let Some(place) = place else {
-            // It was dropped since the message that this order replies to.
-            let report = Report {
-                lease,
-                tried: range.start,
-                hits: Vec::new(),
-                took: Duration::ZERO,
-                failed: false,
-            };
-            self.agent.done(report, clock());
-            return;
+    /// Logs what the agent does, if that has changed.
+    fn show(&mut self) {
+        let now = clock();
+        let is_new = now.saturating_sub(self.began) < SILENT_AFTER;
+        let activity = if self.agent.is_lost(now) && !is_new {
+            Activity::Leaderless
+        } else if self.agent.is_idle() {
+            Activity::Idle
+        } else {
+            Activity::Searching
         };
-        tracing::debug!(lease, "trying a lease");
-        let used = self.sets.remove(place);
-        self.crew
-            .begin(lease, used.1.clone(), range, order.hit_limit);
-        self.sets.push(used);
+        let before = std::mem::replace(&mut self.shown, activity);
+        match (before, activity) {
+            _ if before == activity => {}
+            (_, Activity::Leaderless) => tracing::warn!("no leader answers; looking for one"),
+            (Activity::Leaderless, Activity::Idle) => {
+                tracing::info!("a leader answers; it has no work for this agent");
+            }
+            (Activity::Leaderless, Activity::Searching) => tracing::info!("a leader answers"),
+            // These change often.
+            (_, Activity::Idle) => tracing::debug!("no lease is left"),
+            (_, Activity::Searching) => tracing::debug!("searching"),
+        }
     }
 
     /// Sends the next message to the leader.
     fn speak(&mut self, now: Duration) {
         let work = self.agent.work(now);
-        let knows = self.sets.iter().map(|(set, _)| *set).collect();
-        let message = wire::encode(&wire::work(&work, knows));
+        let message = wire::encode(&wire::work(&work));
         let subject = format!("{}.work.{}", work.term, self.id);
         let subject = self.broker.subject(&subject);
         let client = self.broker.client.clone();
@@ -339,8 +328,8 @@ impl Machine {
                     }
                     self.rejected.clone_from(&orders.rejected);
                 }
-                match self.read(orders) {
-                    Ok(orders) => self.agent.orders(&work, orders, clock()),
+                match wire::read_orders(orders) {
+                    Ok(orders) => self.reply(&work, orders),
                     Err(error) => tracing::warn!("a message of the leader is wrong: {error}"),
                 }
             }
@@ -350,30 +339,17 @@ impl Machine {
         }
     }
 
-    fn read(&mut self, orders: pb::Orders) -> Result<Orders, wire::Invalid> {
-        let term = wire::read_term(orders.term);
-        if term == self.agent.term() {
-            for set in &orders.sets {
-                let queries = wire::read_set(set)?;
-                self.sets.retain(|(known, _)| *known != set.id);
-                self.sets.push((set.id, queries));
-            }
+    /// Takes the leader's reply.
+    fn reply(&mut self, work: &Work, orders: Orders) {
+        let before = self.agent.term();
+        self.agent.orders(work, orders, clock());
+        self.note_term(before);
+    }
+
+    fn note_term(&self, before: Term) {
+        let term = self.agent.term();
+        if term != before {
+            tracing::info!(term = term.number, "following the leader");
         }
-        let mut leases = Vec::new();
-        for lease in &orders.leases {
-            leases.push(wire::read_lease(lease)?);
-        }
-        let is_used = |set: u64| leases.iter().any(|lease: &Order| lease.set == set);
-        while self.sets.len() > MOST_SETS
-            && let Some(place) = self.sets.iter().position(|(set, _)| !is_used(*set))
-        {
-            self.sets.remove(place);
-        }
-        Ok(Orders {
-            term,
-            leases,
-            recalls: orders.recalls,
-            over: orders.over,
-        })
     }
 }

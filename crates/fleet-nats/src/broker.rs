@@ -4,16 +4,20 @@ use std::{
     error::Error,
     fmt, io,
     path::{Path, PathBuf},
+    pin::pin,
     str::FromStr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, Subject};
+use async_nats::{
+    Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, Subject, connection::State,
+};
 use bytes::Bytes;
 use hashfinder_system::files;
 use hashfinder_tls::error::of_handshake;
-use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_rustls::rustls;
 
 /// The oldest broker whose compare-and-set and whose storage can be relied on: earlier ones have
@@ -36,13 +40,24 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// A connection that is silent for twice this time is closed: the other machine is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Number of messages that wait for a subscription's reader. Beyond it, messages are dropped.
-const SUBSCRIPTION_CAPACITY: usize = 1 << 16;
+/// Number of messages that wait for a subscription's reader. Beyond it, messages are dropped. It is
+/// what 10,000 agents send in a second and a half: older messages were repeated since.
+const SUBSCRIPTION_CAPACITY: usize = 1 << 14;
+
+/// Number of messages that wait to be sent. Beyond it, messages are dropped. At an answer, a leader
+/// sends one to each agent.
+const SEND_CAPACITY: usize = 1 << 14;
+
+/// Minimum of a broker's maximum size of a message: its default.
+const MESSAGE_BYTES: usize = 1 << 20;
+
+/// Minimum time between two warnings about a connection.
+const WARNS_EVERY: Duration = Duration::from_secs(10);
 
 /// Address of the brokers of a fleet: `nats://HOST[:PORT][,HOST[:PORT]...][/POOL]`, or `tls://` for
 /// TLS.
 ///
-/// Fleets with different pools on one broker have nothing to do with each other.
+/// Fleets with different pools on one broker are separate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerAddress {
     tls: bool,
@@ -169,15 +184,16 @@ pub enum ConnectError {
     },
     /// The broker rejects the credentials.
     #[error(
-        "the broker {address} rejects {}", if *.given { "these credentials" } else {
-            "a connection without credentials; name a credentials file"
+        "the broker {address} rejects {}", match .credentials {
+            Some(path) => format!("the credentials in {}", path.display()),
+            None => "a connection without credentials; use --fleet-credentials PATH".to_owned(),
         }
     )]
     Unauthorized {
         /// Where it is.
         address: BrokerAddress,
-        /// Whether there were credentials.
-        given: bool,
+        /// The file with the credentials, if there is one.
+        credentials: Option<PathBuf>,
     },
     /// The connection cannot be encrypted.
     #[error("no TLS connection to the broker {address}: {why}")]
@@ -187,7 +203,7 @@ pub enum ConnectError {
         /// What is wrong.
         why: String,
     },
-    /// The broker cannot be reached.
+    /// The broker cannot be reached, or not all of it works yet.
     #[error("the broker {address} cannot be reached: {why}")]
     Unreachable {
         /// Where it is.
@@ -224,8 +240,8 @@ impl ConnectError {
 pub struct Broker {
     pub(crate) client: Client,
     pub(crate) address: BrokerAddress,
-    /// Whether there is a connection to a broker that is new enough.
-    is_connected: watch::Receiver<bool>,
+    /// When something was dropped that was to be sent, and a warning logged.
+    warned: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Broker {
@@ -243,35 +259,29 @@ impl Broker {
             credentials,
             tls_ca,
         } = options;
-        let (state, is_connected) = watch::channel(true);
         let broker = address.clone();
+        let warned = Mutex::new(None);
         let mut nats = ConnectOptions::new()
             .name(name)
             .custom_inbox_prefix(format!("_INBOX.{}", inbox(name)))
             .connection_timeout(CONNECT_TIMEOUT)
             .ping_interval(PING_INTERVAL)
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
+            .client_capacity(SEND_CAPACITY)
             .require_tls(address.tls)
             .max_reconnects(None)
             .reconnect_delay_callback(pause)
             .event_callback(move |event| {
                 match &event {
-                    Event::Connected => {
-                        tracing::info!(broker = %broker, "connected to the broker");
-                        let _ = state.send(true);
-                    }
+                    Event::Connected => tracing::info!(broker = %broker, "connected to the broker"),
                     Event::Disconnected => {
                         tracing::warn!(broker = %broker, "lost the connection to the broker");
-                        let _ = state.send(false);
                     }
-                    Event::Closed => {
-                        let _ = state.send(false);
+                    // Each message that is dropped causes one, and so does each attempt to connect.
+                    other if may_warn(&warned) => {
+                        tracing::warn!(broker = %broker, "broker: {other}");
                     }
-                    // Without a connection, each attempt causes one.
-                    Event::ClientError(error) => {
-                        tracing::debug!(broker = %broker, %error, "error of the connection");
-                    }
-                    other => tracing::warn!(broker = %broker, "broker: {other}"),
+                    other => tracing::debug!(broker = %broker, "broker: {other}"),
                 }
                 async {}
             });
@@ -279,10 +289,9 @@ impl Broker {
             nats = with_credentials(nats, path)?;
         }
         if let Some(path) = tls_ca {
-            read(path)?;
+            check_authorities(path)?;
             nats = nats.add_root_certificates(path.clone());
         }
-        let given = credentials.is_some();
         let client = nats.connect(&address.hosts[..]).await;
         let client = client.map_err(|error| {
             let address = address.clone();
@@ -293,7 +302,11 @@ impl Broker {
             }
             match error.kind() {
                 ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-                    ConnectError::Unauthorized { address, given }
+                    let credentials = credentials.clone();
+                    ConnectError::Unauthorized {
+                        address,
+                        credentials,
+                    }
                 }
                 ConnectErrorKind::Tls => ConnectError::Tls { address, why },
                 _ => ConnectError::Unreachable { address, why },
@@ -302,41 +315,56 @@ impl Broker {
         let broker = Broker {
             client,
             address: address.clone(),
-            is_connected,
+            warned: Arc::default(),
         };
-        broker.check_version()?;
+        broker.check_broker()?;
         Ok(broker)
     }
 
     /// Whether there is a connection now.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        *self.is_connected.borrow()
+        self.client.connection_state() == State::Connected
     }
 
-    fn check_version(&self) -> Result<(), ConnectError> {
-        let version = self.client.server_info().version;
-        match parse_version(&version) {
-            Some(version) if version >= OLDEST_BROKER => Ok(()),
-            _ => Err(ConnectError::TooOld {
-                address: self.address.clone(),
-                version,
-            }),
+    /// Checks the version and the limits of the broker that this machine is connected to now.
+    fn check_broker(&self) -> Result<(), ConnectError> {
+        let (info, address) = (self.client.server_info(), self.address.clone());
+        let version = parse_version(&info.version);
+        if version.is_none_or(|version| version < OLDEST_BROKER) {
+            let version = info.version;
+            return Err(ConnectError::TooOld { address, version });
         }
-    }
-
-    /// Sends a message to a subject of the fleet's pool. If it is lost, a later message
-    /// has the same effect.
-    pub(crate) async fn publish(&self, subject: &str, bytes: Bytes) {
-        if let Err(error) = self.client.publish(self.subject(subject), bytes).await {
-            tracing::warn!("a message was not sent: {error}");
+        if info.max_payload < MESSAGE_BYTES {
+            let why = format!(
+                "accepts messages of {} bytes at most; set its max_payload to {MESSAGE_BYTES}",
+                info.max_payload
+            );
+            return Err(ConnectError::Unfit { address, why });
         }
+        Ok(())
     }
 
-    /// Sends a reply.
-    pub(crate) async fn reply(&self, to: Subject, bytes: Bytes) {
-        if let Err(error) = self.client.publish(to, bytes).await {
-            tracing::warn!("a reply was not sent: {error}");
+    /// Sends a message to a subject of the fleet's pool. Never waits for the broker: without a
+    /// connection, or if too many messages wait, it is dropped. A later message has the same
+    /// effect.
+    pub(crate) fn publish(&self, subject: &str, bytes: Bytes) {
+        self.send(self.subject(subject).into(), bytes);
+    }
+
+    /// Sends a message or a reply to any subject, as [`publish`](Self::publish) does.
+    pub(crate) fn send(&self, subject: Subject, bytes: Bytes) {
+        if !self.is_connected() {
+            return;
+        }
+        let sent = pin!(self.client.publish(subject, bytes));
+        let why = match sent.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => return,
+            Poll::Ready(Err(error)) => error.to_string(),
+            Poll::Pending => "too many messages wait for the broker".to_owned(),
+        };
+        if may_warn(&self.warned) {
+            tracing::warn!("messages were not sent: {why}");
         }
     }
 
@@ -344,6 +372,16 @@ impl Broker {
     pub(crate) fn subject(&self, parts: &str) -> String {
         format!("hf.{}.{parts}", self.address.pool)
     }
+}
+
+/// Whether a warning may be logged now. It then counts as logged.
+fn may_warn(warned: &Mutex<Option<Instant>>) -> bool {
+    let mut warned = warned.lock().unwrap_or_else(PoisonError::into_inner);
+    let may_warn = warned.is_none_or(|at| at.elapsed() >= WARNS_EVERY);
+    if may_warn {
+        *warned = Some(Instant::now());
+    }
+    may_warn
 }
 
 /// Returns the TLS error that has caused another one, if it was one.
@@ -407,6 +445,20 @@ fn with_credentials(nats: ConnectOptions, path: &Path) -> Result<ConnectOptions,
         }
         _ => Err(wrong("expected an NKey's seed (SU...), or USER:PASSWORD")),
     }
+}
+
+/// Checks that a file has certificates: otherwise, only the first connection would show that it has
+/// none, as an unknown authority.
+fn check_authorities(path: &Path) -> Result<(), ConnectError> {
+    let text = read(path)?;
+    let begin = b"-----BEGIN CERTIFICATE-----";
+    if text.windows(begin.len()).any(|part| part == begin) {
+        return Ok(());
+    }
+    Err(ConnectError::File {
+        path: path.to_owned(),
+        why: "expected certificates in PEM".to_owned(),
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {

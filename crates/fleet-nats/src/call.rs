@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use hashfinder_fleet::{Ask, CallId, RemoteSearch, ServerId};
-use hashfinder_search::{Advance, Outcome, Progress, Query};
+use hashfinder_fleet::{CallId, CallRenewal, RemoteSearch, ServerId};
+use hashfinder_search::{Advance, Index, Outcome, Progress, Query};
 use tokio::{
     sync::{mpsc::UnboundedSender, oneshot},
     time::Instant,
@@ -26,7 +26,7 @@ pub(crate) enum Request {
     Leave(oneshot::Sender<()>),
 }
 
-/// What is called when the fleet has left a search.
+/// Callback for the moment when the fleet has left a search.
 pub type OnRelease = Box<dyn FnOnce(FleetRelease) + Send>;
 
 /// The fleet has left a search.
@@ -40,27 +40,29 @@ pub struct FleetRelease {
     pub took: Duration,
 }
 
-/// A call has ended: the leader has to hear of it.
+/// A call that has ended; the leader has to be notified. Dropping this means that the fleet has left
+/// the search.
 pub(crate) struct Ended {
     pub(crate) call: CallId,
     pub(crate) outcome: Outcome,
     covered: u64,
     at: Instant,
-    on_release: OnRelease,
+    on_release: Option<OnRelease>,
 }
 
-impl Ended {
-    /// The fleet has left the search.
-    pub(crate) fn release(self) {
-        (self.on_release)(FleetRelease {
-            outcome: self.outcome,
-            covered: self.covered,
-            took: self.at.elapsed(),
-        });
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Some(on_release) = self.on_release.take() {
+            on_release(FleetRelease {
+                outcome: self.outcome.clone(),
+                covered: self.covered,
+                took: self.at.elapsed(),
+            });
+        }
     }
 }
 
-/// A search that the fleet works on, and who waits for it.
+/// A search that the fleet works on, and its reader.
 pub(crate) struct Call {
     id: CallId,
     query: Query,
@@ -105,7 +107,7 @@ impl Call {
         is_news
     }
 
-    /// Ends the search, and returns what the leader has to hear; `None` if it has heard it.
+    /// Ends the search. Returns the notice for the leader, or `None` if an earlier call returned it.
     pub(crate) fn end(&self) -> Option<Ended> {
         let on_release = self.on_release.lock();
         let on_release = on_release.unwrap_or_else(PoisonError::into_inner).take()?;
@@ -115,7 +117,7 @@ impl Call {
             outcome: state.search.end().clone(),
             covered: state.search.progress().tests,
             at: state.stopped.unwrap_or_else(Instant::now),
-            on_release,
+            on_release: Some(on_release),
         };
         let waker = state.waker.take();
         drop(state);
@@ -131,8 +133,13 @@ impl Call {
     }
 
     /// Returns the message about the call, if one is due.
-    pub(crate) fn ask(&self, server: &ServerId, now: Duration) -> Option<Ask> {
-        self.lock().search.ask(server, now)
+    pub(crate) fn renewal(&self, server: &ServerId, now: Duration) -> Option<CallRenewal> {
+        self.lock().search.renewal(server, now)
+    }
+
+    /// Returns the index below which every candidate has arrived.
+    pub(crate) fn from(&self) -> Index {
+        self.lock().search.from()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -187,7 +194,7 @@ impl FleetSearch {
         drop(state);
         if !advance.advance.candidates.is_empty() {
             let call = Arc::clone(&self.0.call.id);
-            // If the task that sends the message has ended, the search is stranded soon.
+            // If the task has ended that sends the message, the search is stranded.
             let _ = self.0.requests.send(Request::Due(call));
         }
         advance
@@ -228,12 +235,8 @@ impl FleetStopper {
         calls.remove(&self.call.id);
         drop(calls);
         let Some(ended) = self.call.end() else { return };
-        // If the task that sends the message has ended, there is nothing to release.
-        if let Err(unsent) = self.requests.send(Request::Ended(ended))
-            && let Request::Ended(ended) = unsent.0
-        {
-            ended.release();
-        }
+        // If the task has ended that sends the message, this releases the call.
+        let _ = self.requests.send(Request::Ended(ended));
     }
 }
 

@@ -1,9 +1,13 @@
 //! The key by which the leader is elected.
 
+use std::error::Error as _;
+
 use async_nats::jetstream::{
     self, ErrorCode,
     context::{
-        CreateKeyValueError, CreateKeyValueErrorKind, CreateStreamError, CreateStreamErrorKind,
+        AccountError, AccountErrorKind, CreateKeyValueError, CreateKeyValueErrorKind,
+        CreateStreamError, CreateStreamErrorKind, GetStreamError, GetStreamErrorKind,
+        KeyValueError,
     },
     kv::{self, Store},
     stream::LastRawMessageErrorKind,
@@ -12,7 +16,7 @@ use hashfinder_fleet::{KeyAction, Stored};
 use hashfinder_proto::fleet::v1 as pb;
 
 use crate::{
-    broker::{Broker, ConnectError},
+    broker::{Broker, BrokerAddress, ConnectError},
     wire,
 };
 
@@ -46,13 +50,10 @@ impl Key {
     pub(crate) async fn open(broker: &Broker) -> Result<Key, ConnectError> {
         let context = jetstream::new(broker.client.clone());
         let bucket = format!("hf_{}", broker.address.pool());
-        let unfit = |why: String| ConnectError::Unfit {
-            address: broker.address.clone(),
-            why,
-        };
+        let address = || broker.address.clone();
         let store = match context.get_key_value(&bucket).await {
             Ok(store) => store,
-            Err(_) => {
+            Err(error) if is_missing(&error) => {
                 let create = |num_replicas| {
                     context.create_key_value(kv::Config {
                         bucket: bucket.clone(),
@@ -63,15 +64,23 @@ impl Key {
                     })
                 };
                 let created = match create(REPLICAS).await {
-                    Err(error) if is_not_clustered(&error) => create(1).await,
+                    Err(error)
+                        if code(&error) == Some(ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED) =>
+                    {
+                        create(1).await
+                    }
                     created => created,
                 };
-                created.map_err(|error| match error.kind() {
-                    CreateKeyValueErrorKind::JetStream => unfit(
-                        "has no JetStream, which elections need; start it with -js".to_owned(),
-                    ),
-                    _ => unfit(format!("cannot create the bucket {bucket}: {error}")),
-                })?
+                created.map_err(|error| why_not_created(&error, &bucket, address()))?
+            }
+            // JetStream is not there, or has no leader now.
+            Err(_) => {
+                let why = match context.query_account().await {
+                    Ok(_) => "its JetStream has no leader at the moment".to_owned(),
+                    Err(error) => return Err(why_no_jetstream(&error, address())),
+                };
+                let address = address();
+                return Err(ConnectError::Unreachable { address, why });
             }
         };
         Ok(Key {
@@ -81,7 +90,7 @@ impl Key {
         })
     }
 
-    /// Carries out what the election says.
+    /// Carries out an action of the election.
     pub(crate) async fn carry_out(self, action: KeyAction) -> KeyResult {
         match action {
             KeyAction::Read => KeyResult::Read(self.read().await),
@@ -133,12 +142,69 @@ impl Key {
     }
 }
 
-/// Whether a bucket with several copies cannot be created because there is only one broker.
-fn is_not_clustered(error: &CreateKeyValueError) -> bool {
-    let source = std::error::Error::source(error);
-    let source = source.and_then(|source| source.downcast_ref::<CreateStreamError>());
-    source.is_some_and(|source| {
-        let unsupported = ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED;
-        matches!(source.kind(), CreateStreamErrorKind::JetStream(why) if why.error_code() == unsupported)
-    })
+/// Whether the bucket does not exist.
+fn is_missing(error: &KeyValueError) -> bool {
+    let source = error.source();
+    let source = source.and_then(|source| source.downcast_ref::<GetStreamError>());
+    let source = source.map(GetStreamError::kind);
+    matches!(source, Some(GetStreamErrorKind::JetStream(why))
+        if why.error_code() == ErrorCode::STREAM_NOT_FOUND)
+}
+
+/// Returns the code by which JetStream says why it cannot create a bucket.
+fn code(error: &CreateKeyValueError) -> Option<ErrorCode> {
+    let source = error.source()?.downcast_ref::<CreateStreamError>()?;
+    match source.kind() {
+        CreateStreamErrorKind::JetStream(why) => Some(why.error_code()),
+        _ => None,
+    }
+}
+
+fn why_not_created(
+    error: &CreateKeyValueError,
+    bucket: &str,
+    address: BrokerAddress,
+) -> ConnectError {
+    let account = error.source();
+    let account = account.and_then(|source| source.downcast_ref::<AccountError>());
+    if let Some(account) = account {
+        return why_no_jetstream(account, address);
+    }
+    let why = format!("cannot create the bucket {bucket}: {error}");
+    match (error.kind(), code(error)) {
+        (CreateKeyValueErrorKind::TimedOut, _) => ConnectError::Unreachable { address, why },
+        (_, Some(ErrorCode::CLUSTER_NO_PEERS | ErrorCode::INSUFFICIENT_RESOURCES)) => {
+            let why = format!(
+                "cannot keep {REPLICAS} copies of the bucket {bucket}: a cluster needs three brokers \
+                 that are up"
+            );
+            ConnectError::Unfit { address, why }
+        }
+        _ => ConnectError::Unfit { address, why },
+    }
+}
+
+fn why_no_jetstream(error: &AccountError, address: BrokerAddress) -> ConnectError {
+    let why = match error.kind() {
+        AccountErrorKind::JetStreamUnavailable => {
+            "has no JetStream, which elections need; start it with -js"
+        }
+        AccountErrorKind::JetStream(why)
+            if why.error_code() == ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT =>
+        {
+            "has no JetStream for this user's account; enable it in the account's settings"
+        }
+        AccountErrorKind::TimedOut => {
+            let why = "its JetStream does not answer; if it never does, the user may lack the right \
+                       to publish to $JS.API.>";
+            let why = why.to_owned();
+            return ConnectError::Unreachable { address, why };
+        }
+        AccountErrorKind::JetStream(_) | AccountErrorKind::Other => {
+            let why = format!("its JetStream does not work now: {error}");
+            return ConnectError::Unreachable { address, why };
+        }
+    };
+    let why = why.to_owned();
+    ConnectError::Unfit { address, why }
 }

@@ -13,15 +13,14 @@
 //! | subject | from, to | message, reply |
 //! | --- | --- | --- |
 //! | `.TERM.work.AGENT` | agent, leader | `Work`, `Orders` |
-//! | `.TERM.ask` | server, leader | `Ask` |
+//! | `.TERM.renew` | server, leader | `CallRenewal` |
 //! | `.TERM.end` | server, leader | `End`, empty |
 //! | `.any.leader` | any, leader | empty, `Beat` |
 //! | `.any.status` | any, leader | empty, `Status` |
 //! | `.beat` | leader, servers | `Beat`, every half second |
-//! | `.told.SERVER` | leader, server | `Told` |
+//! | `.update.SERVER` | leader, server | `CallUpdate` |
 //! | `.term` | leader, agents | `Beat`, once at the start of a term |
-//! | `.recall.AGENT` | leader, agent | `Recall` |
-//! | `.wake` | leader, agents | empty: there may be work for an agent without leases |
+//! | `.notice.AGENT` | leader, agent | `Notice` |
 //!
 //! The leader's term is the value of the key `leader` in the bucket `hf_POOL`. Agents do not read
 //! it: they need no rights on streams, and thousands of them need no consumers there.
@@ -31,8 +30,12 @@
 mod agent;
 mod broker;
 mod call;
+mod fleet;
+mod id;
 mod key;
-mod server;
+mod leading;
+mod member;
+mod shared;
 mod status;
 mod wire;
 
@@ -42,6 +45,7 @@ pub use self::{
     agent::{AgentError, AgentOptions, run_agent},
     broker::{Broker, BrokerAddress, BrokerOptions, ConnectError, InvalidAddress, OLDEST_BROKER},
     call::{FleetAdvance, FleetRelease, FleetSearch, FleetStopper, OnRelease},
-    server::{Fleet, FleetMetrics},
+    fleet::Fleet,
+    shared::FleetMetrics,
     status::{FleetStatus, StatusError, status},
 };

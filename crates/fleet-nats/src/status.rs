@@ -8,7 +8,10 @@ use hashfinder_fleet::{Beat, Listed};
 use hashfinder_proto::fleet::v1 as pb;
 use tokio::time::timeout;
 
-use crate::{broker::Broker, wire};
+use crate::{
+    broker::{Broker, BrokerAddress},
+    wire,
+};
 
 /// Time that the leader has to answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -20,19 +23,31 @@ pub struct FleetStatus {
     pub leader: Beat,
     /// Number of searches that the fleet works on.
     pub calls: u32,
-    /// The agents that the leader has heard of in the last minute, by name.
+    /// The agents whose messages have arrived in the last minute, by name: the first 4,096 of them.
     pub agents: Vec<Listed>,
 }
 
 /// Why the state of a fleet is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StatusError {
+    /// The connection to the broker is down.
+    #[error("no connection to the broker {0}; trying again")]
+    NoBroker(BrokerAddress),
     /// No server leads the fleet.
-    #[error("no server leads this fleet; start one with `hashfinder serve --fleet`")]
+    #[error(
+        "no server leads this fleet; an election takes 2 to 3 s; if it lasts longer, start a server \
+         with `hashfinder serve --fleet`"
+    )]
     NoLeader,
     /// The leader has not answered in time.
-    #[error("the leader has not answered within {} s", TIMEOUT.as_secs())]
-    TimedOut,
+    #[error(
+        "no answer within {} s; the leader is slow, or this user of the broker may not publish to \
+         {subject}", TIMEOUT.as_secs()
+    )]
+    TimedOut {
+        /// The subject of the question.
+        subject: String,
+    },
     /// Its answer cannot be read.
     #[error("the leader's answer cannot be read: {0}")]
     Invalid(String),
@@ -55,20 +70,23 @@ impl StatusError {
 ///
 /// # Errors
 ///
-/// If no server leads, or if the leader does not answer within 2 seconds.
+/// If the connection is down, if no server leads, or if the leader does not answer within 2 seconds.
 pub async fn status(broker: &Broker) -> Result<FleetStatus, StatusError> {
+    if !broker.is_connected() {
+        return Err(StatusError::NoBroker(broker.address.clone()));
+    }
     let subject = broker.subject("any.status");
-    let request = broker.client.request(subject, Bytes::new());
+    let request = broker.client.request(subject.clone(), Bytes::new());
     let reply = match timeout(TIMEOUT, request).await {
         Ok(Ok(reply)) => reply,
         Ok(Err(error)) => {
             return Err(match error.kind() {
                 RequestErrorKind::NoResponders => StatusError::NoLeader,
-                RequestErrorKind::TimedOut => StatusError::TimedOut,
+                RequestErrorKind::TimedOut => StatusError::TimedOut { subject },
                 _ => StatusError::Connection(error.to_string()),
             });
         }
-        Err(_) => return Err(StatusError::TimedOut),
+        Err(_) => return Err(StatusError::TimedOut { subject }),
     };
     let invalid = |error: wire::Invalid| StatusError::Invalid(error.to_string());
     let status: pb::Status = wire::decode(&reply.payload).map_err(invalid)?;

@@ -4,17 +4,27 @@ use std::{fmt::Display, num::NonZeroU32, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hashfinder_fleet::{
-    self as fleet, Ask, Beat, CallId, Claim, Order, Orders, Report, Term, Told, WireIndex, Work,
-    narrow, widen,
+    self as fleet, Beat, CallId, CallRenewal, CallUpdate, Claim, NewSet, Order, Orders, Report,
+    Term, WireIndex, Work, narrow, widen,
 };
 use hashfinder_proto::fleet::v1 as pb;
 use hashfinder_search::{
-    Checkpoint, Client, Cursor, Index, Outcome, OverLimit, Query, QuerySet, Quota, SearchState,
+    Checkpoint, Client, Cursor, Index, Outcome, OverLimit, Query, Quota, SearchState,
 };
 use prost::Message;
 
 /// The version of the protocol that this program speaks.
 pub(crate) const PROTOCOL: u32 = 1;
+
+/// Maximum number of a term. Larger ones are read as this one, so that a leader that is wrong
+/// cannot end elections for good.
+const MOST_TERMS: u64 = u64::MAX >> 1;
+
+/// Maximum duration in a message. Sums of a few can be computed.
+const LONGEST: Duration = Duration::from_secs(1 << 32);
+
+/// Maximum number of agents in a status: with more, it would not fit into a message.
+const MOST_LISTED: usize = 4096;
 
 /// A message that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,7 +87,9 @@ fn duration(duration: Duration) -> Option<prost_types::Duration> {
 
 fn read_duration(duration: Option<prost_types::Duration>) -> Result<Duration, Invalid> {
     let duration = duration.unwrap_or_default();
-    Duration::try_from(duration).map_err(|_| invalid("a duration is negative"))
+    let duration = Duration::try_from(duration).ok();
+    let duration = duration.filter(|duration| *duration <= LONGEST);
+    duration.ok_or_else(|| invalid("a duration is negative or too long"))
 }
 
 pub(crate) fn term(term: Term) -> pb::Term {
@@ -90,7 +102,7 @@ pub(crate) fn term(term: Term) -> pb::Term {
 pub(crate) fn read_term(term: Option<pb::Term>) -> Term {
     let term = term.unwrap_or_default();
     Term {
-        number: term.number,
+        number: term.number.min(MOST_TERMS),
         nonce: term.nonce,
     }
 }
@@ -129,18 +141,18 @@ pub(crate) fn read_beat(beat: pb::Beat) -> Beat {
     }
 }
 
-pub(crate) fn work(work: &Work, knows: Vec<u64>) -> pb::Work {
+pub(crate) fn work(work: &Work) -> pb::Work {
     pb::Work {
         protocol: PROTOCOL,
         agent: work.agent.to_string(),
-        boot: work.boot,
         sequence: work.sequence,
+        answered: work.answered,
         term: Some(term(work.term)),
         rate: work.rate,
         is_draining: work.is_draining,
         holds: work.holds.clone(),
         reports: work.reports.iter().map(report).collect(),
-        knows,
+        knows: work.knows.clone(),
         version: work.version.to_string(),
     }
 }
@@ -155,8 +167,8 @@ fn report(report: &Report) -> pb::Report {
     }
 }
 
-/// Reads a message of an agent, and the sets of queries that it knows.
-pub(crate) fn read_work(work: pb::Work) -> Result<(Work, Vec<u64>), Invalid> {
+/// Reads a message of an agent.
+pub(crate) fn read_work(work: pb::Work) -> Result<Work, Invalid> {
     let reports = work.reports.into_iter().map(|report| {
         Ok(Report {
             lease: report.lease,
@@ -166,32 +178,26 @@ pub(crate) fn read_work(work: pb::Work) -> Result<(Work, Vec<u64>), Invalid> {
             failed: report.failed,
         })
     });
-    let message = Work {
+    Ok(Work {
         agent: work.agent.into(),
-        boot: work.boot,
         sequence: work.sequence,
+        answered: work.answered,
         term: read_term(work.term),
         rate: work.rate,
         version: work.version.into(),
         is_draining: work.is_draining,
         holds: work.holds,
         reports: reports.collect::<Result<_, _>>()?,
-    };
-    Ok((message, work.knows))
+        knows: work.knows,
+    })
 }
 
-/// Writes the reply to an agent that knows these sets of queries.
-pub(crate) fn orders(orders: &Orders, knows: &[u64]) -> pb::Orders {
-    let mut sets: Vec<pb::QuerySet> = Vec::new();
-    for order in &orders.leases {
-        let is_known = knows.contains(&order.set) || sets.iter().any(|set| set.id == order.set);
-        if !is_known {
-            sets.push(pb::QuerySet {
-                id: order.set,
-                queries: order.queries.iter().map(query).collect(),
-            });
-        }
-    }
+/// Writes the reply to an agent.
+pub(crate) fn orders(orders: &Orders) -> pb::Orders {
+    let sets = orders.sets.iter().map(|set| pb::QuerySet {
+        id: set.number,
+        queries: set.queries.iter().map(query).collect(),
+    });
     let leases = orders.leases.iter().map(|order| pb::Lease {
         id: order.lease,
         range: Some(range(&order.range)),
@@ -204,7 +210,7 @@ pub(crate) fn orders(orders: &Orders, knows: &[u64]) -> pb::Orders {
         leases: leases.collect(),
         recalls: orders.recalls.clone(),
         over: orders.over.clone(),
-        sets,
+        sets: sets.collect(),
         rejected: String::new(),
     }
 }
@@ -226,27 +232,32 @@ pub(crate) fn rejected(in_term: Term, protocol: u32) -> pb::Orders {
     }
 }
 
-/// Returns the size of a query in messages, in bytes.
-pub(crate) fn size(query: &Query) -> usize {
-    self::query(query).len()
-}
-
-/// Reads a lease. The agent finds its queries by the number of their set.
-pub(crate) fn read_lease(lease: &pb::Lease) -> Result<Order, Invalid> {
-    Ok(Order {
-        lease: lease.id,
-        range: read_range(lease.range)?,
-        queries: Arc::new([]),
-        set: lease.set,
-        hit_limit: usize::try_from(lease.hit_limit).unwrap_or(usize::MAX),
-        planned: read_duration(lease.planned)?,
+/// Reads the reply to an agent.
+pub(crate) fn read_orders(orders: pb::Orders) -> Result<Orders, Invalid> {
+    let leases = orders.leases.iter().map(|lease| {
+        Ok(Order {
+            lease: lease.id,
+            range: read_range(lease.range)?,
+            set: lease.set,
+            hit_limit: usize::try_from(lease.hit_limit).unwrap_or(usize::MAX),
+            planned: read_duration(lease.planned)?,
+        })
+    });
+    let leases = leases.collect::<Result<_, _>>()?;
+    let sets = orders.sets.iter().map(|set| {
+        let queries = set.queries.iter().map(|text| read_query(text));
+        Ok(NewSet {
+            number: set.id,
+            queries: queries.collect::<Result<_, _>>()?,
+        })
+    });
+    Ok(Orders {
+        term: read_term(orders.term),
+        leases,
+        recalls: orders.recalls,
+        over: orders.over,
+        sets: sets.collect::<Result<_, _>>()?,
     })
-}
-
-pub(crate) fn read_set(set: &pb::QuerySet) -> Result<QuerySet, Invalid> {
-    let queries = set.queries.iter().map(|text| read_query(text));
-    let queries = queries.collect::<Result<Vec<_>, _>>()?;
-    QuerySet::new(&queries).ok_or_else(|| invalid("its queries do not belong together"))
 }
 
 /// Writes a query without its start and its budget.
@@ -259,34 +270,34 @@ fn read_query(text: &str) -> Result<Query, Invalid> {
     Ok(cursor.query())
 }
 
-pub(crate) fn ask(ask: &Ask, known: Term) -> pb::Ask {
-    let client = &ask.client;
+pub(crate) fn renewal(renewal: &CallRenewal, known: Term) -> pb::CallRenewal {
+    let client = &renewal.client;
     let rate = client.quota.hashes_per_second;
-    pb::Ask {
-        call: ask.call.to_string(),
-        server: ask.server.to_string(),
+    pb::CallRenewal {
+        call: renewal.call.to_string(),
+        server: renewal.server.to_string(),
         client: Some(pb::Client {
             name: client.name.to_string(),
             weight: client.weight.get(),
             hashes_per_second: rate.map_or(0, std::num::NonZeroU64::get),
         }),
-        query: Cursor::new(&ask.query, ask.query.start()).to_string(),
-        checkpoint: Some(checkpoint(&ask.checkpoint)),
-        from: Some(index(ask.from)),
+        query: Cursor::new(&renewal.query, renewal.query.start()).to_string(),
+        checkpoint: Some(checkpoint(&renewal.checkpoint)),
+        from: Some(index(renewal.from)),
         term: Some(term(known)),
-        stops: ask.stops,
+        stops: renewal.stops,
     }
 }
 
 /// Reads a message of a server, and the term that it knows of.
-pub(crate) fn read_ask(ask: pb::Ask) -> Result<(Ask, Term), Invalid> {
-    let query = read_query(&ask.query)?;
-    let client = ask.client.ok_or_else(|| missing("client"))?;
-    let checkpoint = ask.checkpoint.ok_or_else(|| missing("checkpoint"))?;
-    let known = read_term(ask.term);
-    let message = Ask {
-        call: ask.call.into(),
-        server: ask.server.into(),
+pub(crate) fn read_renewal(renewal: pb::CallRenewal) -> Result<(CallRenewal, Term), Invalid> {
+    let query = read_query(&renewal.query)?;
+    let client = renewal.client.ok_or_else(|| missing("client"))?;
+    let checkpoint = renewal.checkpoint.ok_or_else(|| missing("checkpoint"))?;
+    let known = read_term(renewal.term);
+    let message = CallRenewal {
+        call: renewal.call.into(),
+        server: renewal.server.into(),
         client: Client {
             name: client.name.into(),
             connection: 0,
@@ -298,8 +309,8 @@ pub(crate) fn read_ask(ask: pb::Ask) -> Result<(Ask, Term), Invalid> {
         },
         checkpoint: read_checkpoint(&query, &checkpoint)?,
         query,
-        from: read_index(ask.from.unwrap_or_default())?,
-        stops: ask.stops,
+        from: read_index(renewal.from.unwrap_or_default())?,
+        stops: renewal.stops,
     };
     Ok((message, known))
 }
@@ -323,10 +334,47 @@ fn read_checkpoint(query: &Query, checkpoint: &pb::Checkpoint) -> Result<Checkpo
     Checkpoint::restore(query, to_cover, &held, end).map_err(invalid)
 }
 
-/// Writes what the leader has to say about a call.
-pub(crate) fn told(call: &CallId, in_term: Term, told: &Told) -> pb::Told {
-    use pb::told::Outcome as Ended;
-    let outcome = told.outcome.as_ref().map(|outcome| match outcome {
+/// What a leader answers about a call.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Answer {
+    Update(CallUpdate),
+    /// The fleet has reached a limit: the server searches itself.
+    Full,
+}
+
+/// Returns the answer about a call that cannot begin.
+pub(crate) fn over_limit(renewal: &CallRenewal, over: OverLimit) -> Answer {
+    let OverLimit::Hashes { retry_after, .. } = over else {
+        return Answer::Full;
+    };
+    let checkpoint = renewal.checkpoint.clone();
+    Answer::Update(CallUpdate {
+        from: renewal.from,
+        candidates: Vec::new(),
+        outcome: Some(Outcome::QuotaSpent {
+            cursor: Cursor::new(&renewal.query, checkpoint.frontier()),
+            retry_after,
+        }),
+        checkpoint,
+        state: SearchState::Ended,
+    })
+}
+
+/// Writes a leader's answer about a call.
+pub(crate) fn answer(call: &CallId, in_term: Term, answer: &Answer) -> pb::CallUpdate {
+    use pb::call_update::Outcome as Ended;
+    let message = pb::CallUpdate {
+        call: call.to_string(),
+        term: Some(term(in_term)),
+        ..pb::CallUpdate::default()
+    };
+    let Answer::Update(update) = answer else {
+        return pb::CallUpdate {
+            outcome: Some(Ended::Full(true)),
+            ..message
+        };
+    };
+    let outcome = update.outcome.as_ref().map(|outcome| match outcome {
         Outcome::Ideal(found) => Ended::Ideal(index(found.index)),
         Outcome::Exhausted | Outcome::BudgetSpent(_) => Ended::Nothing(true),
         Outcome::QuotaSpent { retry_after, .. } => {
@@ -335,66 +383,46 @@ pub(crate) fn told(call: &CallId, in_term: Term, told: &Told) -> pb::Told {
         Outcome::Stopped(_) => Ended::Stopped(true),
         Outcome::Failed(_) => Ended::Failed(true),
     });
-    let state = match told.state {
+    let state = match update.state {
         SearchState::Queued => pb::SearchState::Queued,
         SearchState::Running => pb::SearchState::Running,
         SearchState::Parked => pb::SearchState::Parked,
         SearchState::Ended => pb::SearchState::Ended,
     };
-    pb::Told {
-        call: call.to_string(),
-        term: Some(term(in_term)),
-        from: Some(index(told.from)),
-        candidates: told
-            .candidates
-            .iter()
-            .map(|found| index(found.index))
-            .collect(),
-        checkpoint: Some(checkpoint(&told.checkpoint)),
+    let candidates = update.candidates.iter().map(|found| index(found.index));
+    pb::CallUpdate {
+        from: Some(index(update.from)),
+        candidates: candidates.collect(),
+        checkpoint: Some(checkpoint(&update.checkpoint)),
         state: state.into(),
         outcome,
+        ..message
     }
 }
 
-/// Writes that a call cannot begin.
-pub(crate) fn refused(ask: &Ask, in_term: Term, over: OverLimit) -> pb::Told {
-    use pb::told::Outcome as Ended;
-    let outcome = match over {
-        OverLimit::Hashes { retry_after, .. } => {
-            Ended::QuotaSpent(duration(retry_after).unwrap_or_default())
-        }
-        _ => Ended::Full(true),
-    };
-    pb::Told {
-        call: ask.call.to_string(),
-        term: Some(term(in_term)),
-        from: Some(index(ask.from)),
-        candidates: Vec::new(),
-        checkpoint: Some(checkpoint(&ask.checkpoint)),
-        state: pb::SearchState::Ended.into(),
-        outcome: Some(outcome),
+/// Reads a leader's answer about the call with this query, whose candidates below `from` have
+/// arrived. Every new candidate is hashed again.
+///
+/// An old or repeated message, which changes nothing, is `None`: its candidates are not read.
+pub(crate) fn read_answer(
+    query: &Query,
+    from: Index,
+    message: &pb::CallUpdate,
+) -> Result<Option<Answer>, Invalid> {
+    use pb::call_update::Outcome as Ended;
+    if let Some(Ended::Full(_)) = message.outcome {
+        return Ok(Some(Answer::Full));
     }
-}
-
-/// What a leader says about a call.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum News {
-    Told(Told),
-    /// The fleet has reached a limit: the server searches itself.
-    Refused,
-}
-
-/// Reads what a leader says about the call with this query. Every candidate is hashed again.
-pub(crate) fn read_told(query: &Query, told: &pb::Told) -> Result<News, Invalid> {
-    use pb::told::Outcome as Ended;
-    let checkpoint = told.checkpoint.as_ref();
+    if read_index(message.from.unwrap_or_default())? != from {
+        return Ok(None);
+    }
+    let checkpoint = message.checkpoint.as_ref();
     let checkpoint = checkpoint.ok_or_else(|| missing("checkpoint"))?;
     let checkpoint = read_checkpoint(query, checkpoint)?;
     let frontier = checkpoint.frontier();
-    let from = read_index(told.from.unwrap_or_default())?;
     let mut next = from;
     let mut candidates = Vec::new();
-    for at in read_indices(&told.candidates)? {
+    for at in read_indices(&message.candidates)? {
         if !(next..frontier).contains(&at) {
             return Err(invalid(format!("{at} is not the next candidate")));
         }
@@ -406,8 +434,8 @@ pub(crate) fn read_told(query: &Query, told: &pb::Told) -> Result<News, Invalid>
         candidates.push(found);
     }
     let cursor = || Cursor::new(query, frontier);
-    let outcome = match told.outcome {
-        None => None,
+    let outcome = match message.outcome {
+        None | Some(Ended::Full(_)) => None,
         Some(Ended::Ideal(at)) => {
             let at = read_index(at)?;
             if frontier != checkpoint.end() || at.checked_add(1) != Some(frontier) {
@@ -430,25 +458,24 @@ pub(crate) fn read_told(query: &Query, told: &pb::Told) -> Result<News, Invalid>
         }),
         Some(Ended::Failed(_)) => Some(Outcome::Failed(cursor())),
         Some(Ended::Stopped(_)) => Some(Outcome::Stopped(cursor())),
-        Some(Ended::Full(_)) => return Ok(News::Refused),
     };
-    let state = match told.state() {
+    let state = match message.state() {
         pb::SearchState::Unspecified | pb::SearchState::Queued => SearchState::Queued,
         pb::SearchState::Running => SearchState::Running,
         pb::SearchState::Parked => SearchState::Parked,
         pb::SearchState::Ended => SearchState::Ended,
     };
-    Ok(News::Told(Told {
+    Ok(Some(Answer::Update(CallUpdate {
         from,
         candidates,
         checkpoint,
         outcome,
         state,
-    }))
+    })))
 }
 
 pub(crate) fn status(beat_now: &Beat, calls: usize, agents: &[fleet::Listed]) -> pb::Status {
-    let agents = agents.iter().map(|listed| pb::Agent {
+    let agents = agents.iter().take(MOST_LISTED).map(|listed| pb::Agent {
         agent: listed.agent.to_string(),
         rate: listed.rate,
         leases: u32::try_from(listed.leases).unwrap_or(u32::MAX),

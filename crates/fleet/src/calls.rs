@@ -11,26 +11,26 @@ use hashfinder_search::{
     Advance, Candidate, Checkpoint, Dispatcher, Index, Outcome, SearchId, SearchState,
 };
 
-use crate::messages::{Ask, CallId, ServerId};
+use crate::messages::{CallId, CallRenewal, ServerId};
 
-/// Time after which a call ends that its server has not renewed.
+/// Time after which a call ends unless its server renews it.
 pub const RENEWED_FOR: Duration = Duration::from_secs(3);
 
-/// Number of candidates of a call that its server has not confirmed, from which the leader takes no
-/// more. The search then waits.
+/// Maximum number of unconfirmed candidates of a call. Beyond it, the leader takes no more from the
+/// search, which waits.
 const MOST_UNCONFIRMED: usize = 512;
 
-/// Number of hits beyond a call's frontier from which its server receives only the frontier.
-/// Messages about a call, one a second, would otherwise grow to many kilobytes. Only if the leader
-/// dies, what lies beyond the frontier is searched again.
-const MOST_HELD_TOLD: usize = 512;
+/// Maximum number of hits beyond a call's frontier in a message. With more, its server receives only
+/// the frontier: messages about a call, one a second, would otherwise grow to many kilobytes. Only
+/// if the leader dies, what lies beyond the frontier is searched again.
+const MOST_HELD_SENT: usize = 512;
 
-/// The leader's answer to [`Ask`]. It is also sent without being asked for when there is news.
+/// The leader's answer to [`CallRenewal`]. It also sends one when there is news.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Told {
-    /// [`Ask::from`] of the latest message about the call.
+pub struct CallUpdate {
+    /// [`CallRenewal::from`] of the latest message about the call.
     pub from: Index,
-    /// All candidates at or beyond [`Ask::from`] that were found so far, in order.
+    /// All candidates at or beyond [`CallRenewal::from`] that were found so far, in order.
     pub candidates: Vec<Candidate>,
     /// The state of the search after these candidates. A server that keeps it can continue the call
     /// with another leader.
@@ -69,7 +69,7 @@ struct Call {
     search: SearchId,
     server: ServerId,
     renewed: Duration,
-    /// [`Ask::from`] of the latest message.
+    /// [`CallRenewal::from`] of the latest message.
     from: Index,
     waker: Waker,
     /// What the server has not confirmed.
@@ -83,40 +83,40 @@ impl Calls {
     /// Renews a call, or begins it with `begin`.
     pub(crate) fn renew<E>(
         &mut self,
-        ask: &Ask,
+        renewal: &CallRenewal,
         now: Duration,
         begin: impl FnOnce() -> Result<SearchId, E>,
     ) -> Result<(), E> {
-        if let Some(call) = self.calls.get_mut(&ask.call) {
+        if let Some(call) = self.calls.get_mut(&renewal.call) {
             call.renewed = now;
-            call.from = call.from.max(ask.from);
+            call.from = call.from.max(renewal.from);
             return Ok(());
         }
         let bell = Bell {
-            call: ask.call.clone(),
+            call: renewal.call.clone(),
             news: Arc::clone(&self.news),
         };
         let call = Call {
             search: begin()?,
-            server: ask.server.clone(),
+            server: renewal.server.clone(),
             renewed: now,
-            from: ask.from,
+            from: renewal.from,
             waker: Arc::new(bell).into(),
             unconfirmed: Vec::new(),
-            checkpoint: ask.checkpoint.clone(),
+            checkpoint: renewal.checkpoint.clone(),
             outcome: None,
         };
-        self.calls.insert(ask.call.clone(), call);
+        self.calls.insert(renewal.call.clone(), call);
         Ok(())
     }
 
     /// Takes what is new of a call, forgets what its server has confirmed, and returns the rest,
     /// with the server.
-    pub(crate) fn tell(
+    pub(crate) fn update(
         &mut self,
         call: &str,
         dispatcher: &mut Dispatcher,
-    ) -> Option<(ServerId, Told)> {
+    ) -> Option<(ServerId, CallUpdate)> {
         let call = self.calls.get_mut(call)?;
         let confirm = |call: &mut Call| call.unconfirmed.retain(|found| found.index >= call.from);
         confirm(call);
@@ -131,7 +131,7 @@ impl Calls {
                 progress,
             } = dispatcher.advance(call.search, &call.waker)?;
             call.unconfirmed.extend(candidates);
-            call.checkpoint = if checkpoint.held().count() <= MOST_HELD_TOLD {
+            call.checkpoint = if checkpoint.held().count() <= MOST_HELD_SENT {
                 checkpoint
             } else {
                 checkpoint.up_to_frontier()
@@ -141,14 +141,14 @@ impl Calls {
             // An old message may have begun the call, far below what has arrived since.
             confirm(call);
         }
-        let told = Told {
+        let update = CallUpdate {
             from: call.from,
             candidates: call.unconfirmed.clone(),
             checkpoint: call.checkpoint.clone(),
             outcome: call.outcome.clone(),
             state,
         };
-        Some((call.server.clone(), told))
+        Some((call.server.clone(), update))
     }
 
     /// Returns the search of a call.
@@ -157,7 +157,7 @@ impl Calls {
     }
 
     /// Returns the calls that may have news since the last time.
-    pub(crate) fn take_news(&mut self) -> BTreeSet<CallId> {
+    pub(crate) fn take_updates(&mut self) -> BTreeSet<CallId> {
         let mut news = self.news.0.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut news)
     }
@@ -185,7 +185,7 @@ impl Calls {
     }
 }
 
-impl Told {
+impl CallUpdate {
     /// Returns the index from which a server asks next, once it has this answer: everything below
     /// it has arrived.
     #[must_use]

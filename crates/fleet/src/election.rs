@@ -252,7 +252,7 @@ impl Election {
             Role::Follower => return None,
             Role::Reading => Claim {
                 term: Term {
-                    number: self.highest + 1,
+                    number: self.highest.saturating_add(1),
                     nonce: self.rng.u64(..),
                 },
                 server: self.server.clone(),
@@ -360,6 +360,25 @@ impl Election {
             leader.beat = Some(now);
         }
         is_due
+    }
+
+    /// Returns a beat, if this server leads. `capacity` is the number of its agents, and the hashes
+    /// of a fast kernel per second of all of them together. While the server may not deal, it has
+    /// none: other servers then search themselves.
+    #[must_use]
+    pub fn beat(&self, capacity: (u32, f64), now: Duration) -> Option<Beat> {
+        let (agents, rate) = if self.may_deal(now) {
+            capacity
+        } else {
+            (0, 0.0)
+        };
+        Some(Beat {
+            term: self.term()?,
+            server: self.server.clone(),
+            resigns: false,
+            agents,
+            rate,
+        })
     }
 
     /// Takes part in no election from now on. If this server leads, another one does soon: returns

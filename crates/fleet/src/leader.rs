@@ -7,13 +7,13 @@ use std::{
 };
 
 use hashfinder_search::{
-    Dispatcher, Lease, LeaseId, Limits, Matcher, OverLimit, Pacing, Query, Worker,
+    Cursor, Dispatcher, Index, Lease, LeaseId, Limits, Matcher, OverLimit, Pacing, Query, Worker,
 };
 
 use crate::{
-    calls::{Calls, Told},
-    messages::{AgentId, Ask, CallId, Order, Orders, ServerId, Term, Work},
-    roster::{Listed, Member, Roster},
+    calls::{CallUpdate, Calls},
+    messages::{AgentId, CallId, CallRenewal, NewSet, Order, Orders, Report, ServerId, Term, Work},
+    roster::{Dealt, Listed, Member, Roster},
 };
 
 /// Time that a lease should take. A hit is final only once everything below it is done, so longer
@@ -27,6 +27,25 @@ const IN_HAND: Duration = Duration::from_secs(2);
 /// Maximum number of leases that an agent has. Small ranges are left over where leases came back
 /// partly tried, and a fast agent tries many in one round trip.
 const MOST_LEASES: usize = 16;
+
+/// Maximum size of a query in a fleet, in bytes of its text: more than the names of one call can
+/// have. Larger ones would not leave room for many queries in a message.
+pub const MOST_QUERY_BYTES: usize = 6 << 10;
+
+/// Maximum number of queries that share leases.
+const MOST_FOLLOWERS: usize = 128;
+
+/// Maximum size of the sets of queries in one reply: one set of the most and the longest queries.
+/// With the rest of the reply, it fits into a message of 1 MiB.
+const MOST_SETS_BYTES: usize = MOST_QUERY_BYTES * MOST_FOLLOWERS;
+
+/// Number of idle agents to notify at once that there may be work. While there is, each message of
+/// one of them causes as many more notices. If all were notified, thousands would ask for the one
+/// lease that is left.
+const NOTIFIED_AT_ONCE: usize = 4;
+
+/// Maximum number of leases to remember that an agent has failed to try.
+const MOST_FAILURES: usize = 1024;
 
 /// Hashes per second of a worker of speed 1.
 const UNIT: f64 = 1e6;
@@ -54,8 +73,7 @@ impl Default for LeaderSettings {
                 // after each other share what lies beyond the leases that are out, so leases should
                 // not get long before the searches have met.
                 most_growth: 2,
-                // Each query takes up to 3 KiB of a message to an agent, which may have 1 MiB.
-                most_followers: 256,
+                most_followers: MOST_FOLLOWERS,
                 // 400 KiB of a leader's memory for each search, with its queue.
                 most_held: 8192,
                 hits_per_slice: 256,
@@ -82,8 +100,11 @@ pub struct Leader {
     next_set: u64,
     /// Leases to recall at once, by agent.
     recalls: BTreeMap<AgentId, Vec<LeaseId>>,
-    /// Whether an agent wanted more leases than there were.
-    is_short: bool,
+    /// Agents that wanted more leases than there were.
+    short: BTreeSet<AgentId>,
+    /// Where agents have panicked: the set of queries and the first secret of the lease, the agent,
+    /// and how often it did.
+    failures: HashMap<(u64, Index), (AgentId, u64)>,
 }
 
 /// The queries of leases with the same matcher.
@@ -91,6 +112,14 @@ struct KnownSet {
     matcher: Weak<Matcher>,
     queries: Arc<[Query]>,
     number: u64,
+    /// Size of the queries in a message.
+    bytes: usize,
+}
+
+/// Returns the size of a query in a message, in bytes.
+#[must_use]
+pub fn query_bytes(query: &Query) -> usize {
+    Cursor::new(query, 0).to_string().len()
 }
 
 impl Leader {
@@ -115,7 +144,8 @@ impl Leader {
             rate: 0.0,
             next_set: 0,
             recalls: BTreeMap::new(),
-            is_short: false,
+            short: BTreeSet::new(),
+            failures: HashMap::new(),
         }
     }
 
@@ -136,79 +166,96 @@ impl Leader {
             return orders;
         }
         let agent = &work.agent;
-        let known = self.roster.agents.get(agent).map(|member| member.boot);
-        if known > Some(work.boot) {
-            // A process that has ended since.
-            return orders;
-        }
-        if known != Some(work.boot) {
-            // An agent that has started again has lost its leases.
-            for lease in self.roster.take_others(agent, &BTreeSet::new()) {
-                self.dispatcher.give_back(lease, now);
-            }
-            let member = Member::new(work, now);
-            self.roster.agents.insert(agent.clone(), member);
-        }
+        let member = self.roster.agents.entry(agent.clone());
+        member.or_insert_with(|| Member::new(work, now));
         for report in &work.reports {
-            if !self.roster.take(agent, report.lease) {
-                // It has ended, by an earlier copy of this report or because the agent was silent.
-                continue;
-            }
-            let hashes = self.dispatcher.hashes(report.lease, report.tried);
-            let (tried, hits) = (report.tried, &report.hits);
-            let done = if report.failed {
-                self.dispatcher.fail(report.lease, now);
-                Ok(())
-            } else {
-                let (lease, took) = (report.lease, report.took);
-                self.dispatcher.finish(lease, tried, hits, took, now)
-            };
-            let Some(member) = self.roster.agents.get_mut(agent) else {
-                continue;
-            };
-            match done {
-                Ok(()) => {
-                    if let Some(hashes) = hashes.filter(|_| !report.failed) {
-                        member.measured(hashes, report.took);
-                    }
-                }
-                Err(_) => member.false_reports += 1,
-            }
+            self.take_report(agent, report, now);
         }
         let Some(member) = self.roster.agents.get_mut(agent) else {
             return orders;
         };
         if work.sequence <= member.sequence {
-            // A message that was overtaken: the agent ignores the reply.
+            // A message that was repeated or overtaken.
             self.note_recalls(now);
             return orders;
         }
         member.sequence = work.sequence;
         member.last_heard = now;
         member.is_draining = work.is_draining;
-        // If a reply was lost, the agent does not have its leases.
         let held: BTreeSet<LeaseId> = work.holds.iter().copied().collect();
         let over = held
             .iter()
             .filter(|lease| !member.leases.contains_key(lease));
         orders.over = over.copied().collect();
-        for lease in self.roster.take_others(agent, &held) {
+        for lease in self.roster.take_lost(agent, &held, work.answered) {
             self.dispatcher.give_back(lease, now);
         }
+        self.short.remove(agent);
         if may_deal && !work.is_draining && self.trusts(agent) {
-            self.deal(agent, &mut orders.leases, now);
+            self.deal(work, &mut orders, now);
         }
         self.note_recalls(now);
         self.recalls.remove(agent);
         if let Some(member) = self.roster.agents.get(agent) {
-            let recalled = member.leases.iter().filter(|(_, (_, at))| at.is_some());
-            orders.recalls = recalled.map(|(lease, _)| *lease).collect();
+            let recalled = member.leases.iter();
+            let recalled = recalled.filter(|(_, lease)| lease.recalled.is_some());
+            orders.recalls = recalled.map(|(id, _)| *id).collect();
         }
         orders
     }
 
+    /// Takes an agent's report of a lease, if the agent has it. It may be over, by an earlier copy
+    /// of this report or because the agent was silent.
+    fn take_report(&mut self, agent: &AgentId, report: &Report, now: Duration) {
+        let Some(dealt) = self.roster.take(agent, report.lease) else {
+            return;
+        };
+        if report.failed {
+            self.take_failure(agent, &dealt, report.lease, now);
+            return;
+        }
+        // An agent cannot have had it for longer.
+        let took = report.took.min(now.saturating_sub(dealt.at));
+        let hashes = self.dispatcher.hashes(report.lease, report.tried);
+        let (lease, tried, hits) = (report.lease, report.tried, &report.hits);
+        let done = self.dispatcher.finish(lease, tried, hits, took, now);
+        if let Some(member) = self.roster.agents.get_mut(agent) {
+            match (done, hashes) {
+                (Ok(()), Some(hashes)) => member.measured(hashes, took),
+                (Ok(()), None) => {}
+                (Err(_), _) => member.false_reports += 1,
+            }
+        }
+    }
+
+    /// Handles an agent's report that trying a lease has panicked. Another agent tries it next. Only
+    /// if that one panics, too, the cause is a search, and not the first agent's machine.
+    fn take_failure(&mut self, agent: &AgentId, dealt: &Dealt, lease: LeaseId, now: Duration) {
+        if let Some((first, times)) = self.failures.get(&dealt.start)
+            && first != agent
+        {
+            if let Some(first) = self.roster.agents.get_mut(first) {
+                first.false_reports = first.false_reports.saturating_sub(*times);
+            }
+            self.failures.remove(&dealt.start);
+            self.dispatcher.fail(lease, now);
+            return;
+        }
+        if self.failures.len() >= MOST_FAILURES {
+            self.failures.clear();
+        }
+        let new = || (agent.clone(), 0);
+        self.failures.entry(dealt.start).or_insert_with(new).1 += 1;
+        if let Some(member) = self.roster.agents.get_mut(agent) {
+            member.false_reports += 1;
+        }
+        self.dispatcher.give_back(lease, now);
+    }
+
     /// Gives an agent leases, until it has enough in hand.
-    fn deal(&mut self, agent: &AgentId, leases: &mut Vec<Order>, now: Duration) {
+    fn deal(&mut self, work: &Work, orders: &mut Orders, now: Duration) {
+        let agent = &work.agent;
+        let mut bytes = 0;
         loop {
             let Some(member) = self.roster.agents.get(agent) else {
                 return;
@@ -222,16 +269,37 @@ impl Leader {
                 share: (member.rate / self.rate.max(member.rate)).min(1.0),
             };
             let Some(lease) = self.dispatcher.lease(worker, now) else {
-                self.is_short = true;
+                self.short.insert(agent.clone());
                 return;
             };
-            self.roster.give(agent, lease.id(), lease.planned());
-            let (queries, set) = self.queries_of(&lease);
-            leases.push(Order {
+            let set = self.set_of(&lease);
+            let number = set.number;
+            let is_new = !work.knows.contains(&number)
+                && !orders.sets.iter().any(|new| new.number == number);
+            if is_new {
+                bytes += set.bytes;
+                if bytes > MOST_SETS_BYTES {
+                    // The agent gets it with the next reply.
+                    self.dispatcher.give_back(lease.id(), now);
+                    return;
+                }
+                orders.sets.push(NewSet {
+                    number,
+                    queries: Arc::clone(&set.queries),
+                });
+            }
+            let dealt = Dealt {
+                planned: lease.planned(),
+                at: now,
+                sequence: work.sequence,
+                recalled: None,
+                start: (number, lease.range().start),
+            };
+            self.roster.give(agent, lease.id(), dealt);
+            orders.leases.push(Order {
                 lease: lease.id(),
                 range: lease.range(),
-                queries,
-                set,
+                set: number,
                 hit_limit: lease.hit_limit(),
                 planned: lease.planned(),
             });
@@ -241,25 +309,22 @@ impl Leader {
         }
     }
 
-    /// Returns the queries of a lease, which it shares with other leases of the same searches, and
-    /// their number.
-    fn queries_of(&mut self, lease: &Lease) -> (Arc<[Query]>, u64) {
+    /// Returns the queries of a lease, which it shares with other leases of the same searches.
+    fn set_of(&mut self, lease: &Lease) -> &KnownSet {
         let matcher = lease.matcher();
         let key = Arc::as_ptr(matcher).addr();
         let is_used = |set: &KnownSet| set.matcher.strong_count() > 0;
-        if let Some(set) = self.queries.get(&key).filter(|set| is_used(set)) {
-            return (Arc::clone(&set.queries), set.number);
+        if !self.queries.get(&key).is_some_and(is_used) {
+            self.queries.retain(|_, set| is_used(set));
+            self.next_set += 1;
         }
-        self.queries.retain(|_, set| is_used(set));
-        self.next_set += 1;
-        let set = KnownSet {
+        let number = self.next_set;
+        self.queries.entry(key).or_insert_with(|| KnownSet {
             matcher: Arc::downgrade(matcher),
             queries: lease.queries().cloned().collect(),
-            number: self.next_set,
-        };
-        let known = (Arc::clone(&set.queries), set.number);
-        self.queries.insert(key, set);
-        known
+            number,
+            bytes: lease.queries().map(query_bytes).sum(),
+        })
     }
 
     /// Answers a server about one of its calls, and begins the call if it is new.
@@ -267,39 +332,37 @@ impl Leader {
     /// # Errors
     ///
     /// If the call's client, or the fleet, has reached a limit.
-    pub fn ask(&mut self, ask: &Ask, now: Duration) -> Result<Option<Told>, OverLimit> {
+    pub fn renew(
+        &mut self,
+        renewal: &CallRenewal,
+        now: Duration,
+    ) -> Result<Option<CallUpdate>, OverLimit> {
         let dispatcher = &mut self.dispatcher;
-        self.calls.renew(ask, now, || {
-            let (query, checkpoint) = (ask.query.clone(), ask.checkpoint.clone());
-            dispatcher.begin(ask.client.clone(), query, checkpoint, now)
+        self.calls.renew(renewal, now, || {
+            let (query, checkpoint) = (renewal.query.clone(), renewal.checkpoint.clone());
+            dispatcher.begin(renewal.client.clone(), query, checkpoint, now)
         })?;
-        if ask.stops
-            && let Some(search) = self.calls.search(&ask.call)
+        if renewal.stops
+            && let Some(search) = self.calls.search(&renewal.call)
         {
             self.dispatcher.stop(search, now);
         }
-        let told = self.calls.tell(&ask.call, &mut self.dispatcher);
+        let update = self.calls.update(&renewal.call, &mut self.dispatcher);
         self.note_recalls(now);
-        Ok(told.map(|(_, told)| told))
+        Ok(update.map(|(_, update)| update))
     }
 
-    /// Returns what servers should be told at once. A message that is lost costs only time, because
+    /// Returns messages that servers should get at once. One that is lost costs only time, because
     /// servers ask each second.
-    pub fn take_news(&mut self, now: Duration) -> Vec<(ServerId, CallId, Told)> {
-        let calls = self.calls.take_news().into_iter();
+    pub fn take_updates(&mut self, now: Duration) -> Vec<(ServerId, CallId, CallUpdate)> {
+        let calls = self.calls.take_updates().into_iter();
         let news = calls.filter_map(|call| {
-            let (server, told) = self.calls.tell(&call, &mut self.dispatcher)?;
-            Some((server, call, told))
+            let (server, update) = self.calls.update(&call, &mut self.dispatcher)?;
+            Some((server, call, update))
         });
         let news = news.collect();
         self.note_recalls(now);
         news
-    }
-
-    /// Whether agents without leases should ask again, because there may be work for them now.
-    pub fn take_wake(&mut self) -> bool {
-        let has_work = self.dispatcher.take_work();
-        has_work && std::mem::take(&mut self.is_short)
     }
 
     /// Returns how many agents take leases, and how many hashes of a fast kernel they compute per
@@ -331,13 +394,29 @@ impl Leader {
         self.note_recalls(now);
     }
 
-    /// Returns leases to recall at once, by agent: to send in messages of their own. One that is
-    /// lost costs only time, because the next [`Orders`] repeat it.
-    pub fn take_recalls(&mut self) -> BTreeMap<AgentId, Vec<LeaseId>> {
-        std::mem::take(&mut self.recalls)
+    /// Returns [notices](crate::Agent::notice) to send at once: the leases to recall, by agent. An
+    /// agent without any should ask for leases, because there may be some now. A notice that is
+    /// lost costs only time: the next [`Orders`] repeat recalls, and agents ask each second.
+    pub fn take_notices(&mut self) -> BTreeMap<AgentId, Vec<LeaseId>> {
+        let mut notices = std::mem::take(&mut self.recalls);
+        if self.dispatcher.has_work() {
+            for _ in 0..NOTIFIED_AT_ONCE {
+                let Some(agent) = self.short.pop_first() else {
+                    break;
+                };
+                notices.entry(agent).or_default();
+            }
+        }
+        notices
     }
 
-    /// Whether an agent gets leases, as far as its reports are concerned.
+    /// Returns how many leases agents have.
+    #[must_use]
+    pub fn leases(&self) -> usize {
+        self.roster.leases()
+    }
+
+    /// Whether the leader trusts an agent's reports, so that it gets leases.
     #[must_use]
     pub fn trusts(&self, agent: &str) -> bool {
         let member = self.roster.agents.get(agent);

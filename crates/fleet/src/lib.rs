@@ -1,11 +1,10 @@
-//! One search over many machines: who tries what, whatever becomes of the machines and of their
-//! messages.
+//! Distributes searches over many machines. Machines may fail, and messages may be lost.
 //!
 //! A *leader* has searches, and deals [leases](Order) to *agents*, which try them. This crate is
 //! both sides of that as state machines, without sockets, threads or clocks:
 //!
-//! - A [`Leader`] answers each [`Work`] message of an agent with [`Orders`], and each [`Ask`] of a
-//!   server about a call with a [`Told`].
+//! - A [`Leader`] answers each [`Work`] message of an agent with [`Orders`], and each [`CallRenewal`] of a
+//!   server about a call with a [`CallUpdate`].
 //! - An [`Agent`] makes these messages, and knows what to try next.
 //!
 //! Messages may be lost, delayed, repeated or reordered, and machines may stop, pause or lose their
@@ -25,13 +24,13 @@ mod remote;
 mod roster;
 
 pub use self::{
-    agent::{Agent, Command},
-    calls::{RENEWED_FOR, Told},
+    agent::{Agent, Command, Task},
+    calls::{CallUpdate, RENEWED_FOR},
     election::{Claim, Election, KeyAction, Stored},
-    leader::{Leader, LeaderSettings},
+    leader::{Leader, LeaderSettings, MOST_QUERY_BYTES, query_bytes},
     messages::{
-        AgentId, Ask, BEAT, Beat, CallId, Order, Orders, OutOfRange, Report, ServerId, Term,
-        WireIndex, Work, narrow, widen,
+        AgentId, BEAT, Beat, CallId, CallRenewal, NewSet, Order, Orders, OutOfRange, Report,
+        ServerId, Term, WireIndex, Work, narrow, widen,
     },
     remote::RemoteSearch,
     roster::{Listed, RECALLED_FOR, SILENT_AFTER},

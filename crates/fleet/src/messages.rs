@@ -1,4 +1,4 @@
-//! What the machines of a fleet say to each other.
+//! The messages between the machines of a fleet.
 
 use std::{fmt, ops::Range, sync::Arc, time::Duration};
 
@@ -51,7 +51,7 @@ impl fmt::Display for Term {
 /// Identifies a server in its fleet.
 pub type ServerId = Arc<str>;
 
-/// A sign of life of the leader, for the servers. It sends one every [`BEAT`].
+/// Heartbeat of the leader, for the servers. It sends one every [`BEAT`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Beat {
     /// The leader's term.
@@ -60,7 +60,7 @@ pub struct Beat {
     pub server: ServerId,
     /// Whether it is the last one: the leader shuts down.
     pub resigns: bool,
-    /// Number of agents that take leases.
+    /// Number of agents that get leases; 0 while the leader may not deal any.
     pub agents: u32,
     /// Hashes of a fast kernel per second, of all of them together.
     pub rate: f64,
@@ -81,11 +81,12 @@ pub type CallId = Arc<str>;
 pub struct Work {
     /// The agent.
     pub agent: AgentId,
-    /// Greater each time that the agent's process starts.
-    pub boot: u64,
-    /// Number of this message since the start, from 1.
+    /// Number of this message since the agent's start, from 1.
     pub sequence: u64,
-    /// The term that the agent believes in.
+    /// Number of the latest message whose reply has arrived. The agent does not have the leases of
+    /// earlier replies that are missing in `holds`; those of later replies may be under way.
+    pub answered: u64,
+    /// The term that the agent follows.
     pub term: Term,
     /// Hashes of a fast kernel that it computes per second, as measured at its start.
     pub rate: f64,
@@ -97,6 +98,8 @@ pub struct Work {
     pub holds: Vec<LeaseId>,
     /// Leases that it has done. A report is repeated until the leader has replied to it.
     pub reports: Vec<Report>,
+    /// Numbers of the sets of queries that it knows.
+    pub knows: Vec<u64>,
 }
 
 /// What an agent has tried of a lease. The lease is over.
@@ -125,6 +128,17 @@ pub struct Orders {
     pub recalls: Vec<LeaseId>,
     /// Leases that are over: nothing that the agent reports of them counts.
     pub over: Vec<LeaseId>,
+    /// The sets of queries of new leases that the agent does not know.
+    pub sets: Vec<NewSet>,
+}
+
+/// Queries whose names are searched for together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewSet {
+    /// Identifies the set within its term.
+    pub number: u64,
+    /// The queries.
+    pub queries: Arc<[Query]>,
 }
 
 /// A lease, as an agent gets it.
@@ -134,9 +148,7 @@ pub struct Order {
     pub lease: LeaseId,
     /// The secrets to try.
     pub range: Range<Index>,
-    /// The queries whose names it looks for. Leases with the same queries share them.
-    pub queries: Arc<[Query]>,
-    /// Number of this set of queries: within a term, each set has its own.
+    /// Number of the set of queries whose names it looks for.
     pub set: u64,
     /// Number of hits after which it stops.
     pub hit_limit: usize,
@@ -147,7 +159,7 @@ pub struct Order {
 /// A message of a server to the leader about one of its calls. It sends one each second: a call
 /// that is not renewed ends.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Ask {
+pub struct CallRenewal {
     /// The call.
     pub call: CallId,
     /// The server that has the call.
@@ -156,8 +168,8 @@ pub struct Ask {
     pub client: Client,
     /// What it searches for.
     pub query: Query,
-    /// Where the call begins or, under a new leader, continues: a checkpoint of what the server has
-    /// been told.
+    /// Where the call begins or, under a new leader, continues: the last checkpoint that
+    /// the server has.
     pub checkpoint: Checkpoint,
     /// Every candidate below this index has arrived.
     pub from: Index,

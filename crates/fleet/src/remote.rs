@@ -7,8 +7,8 @@ use hashfinder_search::{
 };
 
 use crate::{
-    calls::Told,
-    messages::{Ask, CallId, ServerId},
+    calls::CallUpdate,
+    messages::{CallId, CallRenewal, ServerId},
 };
 
 /// Time without a word from the leader after which the server searches itself: longer than an
@@ -24,7 +24,7 @@ const RENEWED_EVERY: Duration = Duration::from_secs(1);
 
 /// A search that a server has passed to a fleet.
 ///
-/// The server sends an [`Ask`] each second, and takes each [`Told`] that arrives. What it knows is
+/// The server sends an [`CallRenewal`] each second, and takes each [`CallUpdate`] that arrives. What it knows is
 /// always true, whichever leader said it: a candidate arrives once, and the checkpoint is that
 /// after the last one. So the search can continue elsewhere at any time.
 #[derive(Clone, Debug)]
@@ -81,13 +81,13 @@ impl RemoteSearch {
     }
 
     /// Returns the message for the leader, if one is due.
-    pub fn ask(&mut self, server: &ServerId, now: Duration) -> Option<Ask> {
+    pub fn renewal(&mut self, server: &ServerId, now: Duration) -> Option<CallRenewal> {
         let is_recent = |asked: Duration| now.saturating_sub(asked) < RENEWED_EVERY;
         if self.outcome.is_some() || self.asked.is_some_and(is_recent) {
             return None;
         }
         self.asked = Some(now);
-        Some(Ask {
+        Some(CallRenewal {
             call: Arc::clone(&self.call),
             server: Arc::clone(server),
             client: self.client.clone(),
@@ -99,38 +99,50 @@ impl RemoteSearch {
     }
 
     /// Makes the next message due at once, because there is a new leader.
-    pub fn ask_at_once(&mut self) {
+    pub fn renew_at_once(&mut self) {
         self.asked = None;
     }
 
-    /// Takes what a leader says; returns whether the reader should look. Old and repeated messages
-    /// change nothing, nor do those that come before what is ready was taken.
-    pub fn hear(&mut self, told: Told, now: Duration) -> bool {
+    /// Applies an update of a leader; returns whether the reader has to be woken. Ignores old and
+    /// repeated ones, and all of them while candidates are unread.
+    pub fn update(&mut self, update: CallUpdate, now: Duration) -> bool {
         self.heard = now;
-        let is_next = told.from == self.from
+        let is_next = update.from == self.from
             && self.ready.is_empty()
             && self.outcome.is_none()
-            && told.checkpoint.frontier() >= self.checkpoint.frontier()
-            && told.checkpoint.end() <= self.checkpoint.end();
+            && update.checkpoint.frontier() >= self.checkpoint.frontier()
+            && update.checkpoint.end() <= self.checkpoint.end();
         if !is_next {
             return false;
         }
-        self.state = told.state;
-        self.from = told.next(self.from);
-        self.ready = told.candidates;
-        self.checkpoint = told.checkpoint;
-        self.outcome = told.outcome;
+        self.state = update.state;
+        self.from = update.next(self.from);
+        self.ready = update.candidates;
+        self.checkpoint = update.checkpoint;
+        self.outcome = update.outcome;
         !self.ready.is_empty() || self.outcome.is_some()
     }
 
-    /// Notes that the leader has no room for the search; returns whether the reader should look.
-    pub fn is_refused(&mut self) -> bool {
+    /// Notes a message of the leader that brings nothing new.
+    pub fn heard(&mut self, now: Duration) {
+        self.heard = now;
+    }
+
+    /// Returns the index below which every candidate has arrived.
+    #[must_use]
+    pub fn from(&self) -> Index {
+        self.from
+    }
+
+    /// Gives the search back to its server, for example because the leader has no room for it;
+    /// returns whether the reader has to be woken.
+    pub fn strand(&mut self) -> bool {
         self.outcome.is_none() && !std::mem::replace(&mut self.is_stranded, true)
     }
 
     /// Gives the search back to its server if the fleet does not work on it: it has no agents, or
     /// its leader is silent. Ends it if it was stopped and the leader does not answer. Returns
-    /// whether the reader should look.
+    /// whether the reader has to be woken.
     pub fn check(&mut self, has_agents: bool, now: Duration) -> bool {
         if let Some(stopped) = self.stopped {
             let ends = self.outcome.is_none() && now.saturating_sub(stopped) >= STOPS_WITHIN;
@@ -140,7 +152,7 @@ impl RemoteSearch {
             return ends;
         }
         let is_lost = now.saturating_sub(self.heard) >= STRANDED_AFTER;
-        (is_lost || !has_agents) && self.is_refused()
+        (is_lost || !has_agents) && self.strand()
     }
 
     /// Whether the server should continue the search itself, from the [checkpoint](Self::take).

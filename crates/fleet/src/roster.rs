@@ -1,4 +1,4 @@
-//! The agents of a fleet: which leases each has, how fast it is, and whether it is heard of.
+//! The agents of a fleet: which leases each has, how fast it is, and when its last message arrived.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use hashfinder_search::LeaseId;
+use hashfinder_search::{Index, LeaseId};
 
 use crate::messages::{AgentId, Work};
 
@@ -19,9 +19,13 @@ pub const RECALLED_FOR: Duration = Duration::from_millis(250);
 /// Time of silence after which an agent is forgotten.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 
-/// Number of reports of an agent that are not true from which it gets no more leases: its machine
-/// is broken, or it lies. It is trusted again once its process starts again, or by another leader.
+/// Number of false reports after which an agent gets no more leases: its machine is broken, or it
+/// lies. It is trusted again once its process has started again, or by another leader.
 const MOST_FALSE_REPORTS: u64 = 3;
+
+/// Maximum rate of an agent, in hashes of a fast kernel per second: a thousand times that of the
+/// fastest machines. What an agent says of itself must not make the leases of others meaningless.
+const MOST_RATE: f64 = 1e13;
 
 /// How much of a new measurement counts in an agent's rate, if it lasted a second. One that lasted
 /// less counts less: the first leases of a search take microseconds, and mostly measure overhead.
@@ -30,14 +34,13 @@ const NEWEST: f64 = 0.3;
 #[derive(Debug, Default)]
 pub(crate) struct Roster {
     pub(crate) agents: BTreeMap<AgentId, Member>,
-    /// Whose each lease is.
+    /// The agent that has each lease.
     holders: HashMap<LeaseId, AgentId>,
 }
 
 /// An agent, as the leader knows it.
 #[derive(Debug)]
 pub(crate) struct Member {
-    pub(crate) boot: u64,
     version: Arc<str>,
     /// Number of its last message.
     pub(crate) sequence: u64,
@@ -45,10 +48,23 @@ pub(crate) struct Member {
     /// Hashes of a fast kernel per second.
     pub(crate) rate: f64,
     pub(crate) is_draining: bool,
-    /// Its leases: how long each should take, and when it was recalled.
-    pub(crate) leases: BTreeMap<LeaseId, (Duration, Option<Duration>)>,
+    pub(crate) leases: BTreeMap<LeaseId, Dealt>,
     /// Number of its reports that were not true.
     pub(crate) false_reports: u64,
+}
+
+/// A lease of an agent.
+#[derive(Clone, Debug)]
+pub(crate) struct Dealt {
+    /// How long it should take.
+    pub(crate) planned: Duration,
+    /// When it was dealt, and the number of the agent's message that asked for it.
+    pub(crate) at: Duration,
+    pub(crate) sequence: u64,
+    /// When it was recalled.
+    pub(crate) recalled: Option<Duration>,
+    /// Its set of queries and its first secret.
+    pub(crate) start: (u64, Index),
 }
 
 /// An agent in the list of agents.
@@ -68,19 +84,18 @@ pub struct Listed {
     pub is_draining: bool,
     /// Number of its reports that were not true.
     pub false_reports: u64,
-    /// Whether it gets leases, in spite of these.
+    /// Whether it still gets leases.
     pub is_trusted: bool,
 }
 
 impl Member {
     pub(crate) fn new(work: &Work, now: Duration) -> Member {
         Member {
-            boot: work.boot,
             version: Arc::clone(&work.version),
             sequence: 0,
             last_heard: now,
-            rate: if work.rate.is_normal() && work.rate > 1.0 {
-                work.rate
+            rate: if work.rate.is_normal() {
+                work.rate.clamp(1.0, MOST_RATE)
             } else {
                 1.0
             },
@@ -102,56 +117,58 @@ impl Member {
             let weight = NEWEST * took.as_secs_f64().min(1.0);
             // On a logarithmic scale, one slow lease says as little as one fast lease.
             self.rate *= (rate / self.rate).powf(weight);
+            self.rate = self.rate.min(MOST_RATE);
         }
     }
 
     /// Returns how much work the agent has in hand.
     pub(crate) fn in_hand(&self) -> Duration {
-        self.leases.values().map(|(planned, _)| *planned).sum()
+        self.leases.values().map(|lease| lease.planned).sum()
     }
 }
 
 impl Roster {
-    /// Gives an agent a lease that should take it this long.
-    pub(crate) fn give(&mut self, agent: &AgentId, lease: LeaseId, planned: Duration) {
+    /// Gives an agent a lease.
+    pub(crate) fn give(&mut self, agent: &AgentId, lease: LeaseId, dealt: Dealt) {
         if let Some(member) = self.agents.get_mut(agent) {
-            member.leases.insert(lease, (planned, None));
+            member.leases.insert(lease, dealt);
             self.holders.insert(lease, agent.clone());
         }
     }
 
     /// Takes a lease from its agent, if this agent has it.
-    pub(crate) fn take(&mut self, agent: &AgentId, lease: LeaseId) -> bool {
-        let member = self.agents.get_mut(agent);
-        let taken = member.and_then(|member| member.leases.remove(&lease));
-        if taken.is_some() {
-            self.holders.remove(&lease);
-        }
-        taken.is_some()
+    pub(crate) fn take(&mut self, agent: &AgentId, lease: LeaseId) -> Option<Dealt> {
+        let taken = self.agents.get_mut(agent)?.leases.remove(&lease)?;
+        self.holders.remove(&lease);
+        Some(taken)
     }
 
-    /// Takes all leases of an agent, except for these.
-    pub(crate) fn take_others(
+    /// Takes the leases that an agent does not have, although it got the replies to all messages up
+    /// to `answered`: the reply with these leases was lost.
+    pub(crate) fn take_lost(
         &mut self,
         agent: &AgentId,
         held: &BTreeSet<LeaseId>,
+        answered: u64,
     ) -> Vec<LeaseId> {
         let Some(member) = self.agents.get(agent) else {
             return Vec::new();
         };
-        let others = member.leases.keys().filter(|lease| !held.contains(lease));
-        let others: Vec<LeaseId> = others.copied().collect();
-        for lease in &others {
+        let is_lost =
+            |(id, lease): &(&LeaseId, &Dealt)| lease.sequence <= answered && !held.contains(id);
+        let lost = member.leases.iter().filter(is_lost);
+        let lost: Vec<LeaseId> = lost.map(|(id, _)| *id).collect();
+        for lease in &lost {
             self.take(agent, *lease);
         }
-        others
+        lost
     }
 
     /// Notes that a lease was recalled. Returns its agent.
     pub(crate) fn recall(&mut self, lease: LeaseId, now: Duration) -> Option<AgentId> {
         let agent = self.holders.get(&lease)?.clone();
-        let (_, recalled) = self.agents.get_mut(&agent)?.leases.get_mut(&lease)?;
-        recalled.get_or_insert(now);
+        let dealt = self.agents.get_mut(&agent)?.leases.get_mut(&lease)?;
+        dealt.recalled.get_or_insert(now);
         Some(agent)
     }
 
@@ -161,15 +178,17 @@ impl Roster {
         let mut overdue = Vec::new();
         self.agents.retain(|_, member| {
             let silent = now.saturating_sub(member.last_heard);
-            member.leases.retain(|lease, (_, recalled)| {
-                let is_late = recalled.is_some_and(|at| now.saturating_sub(at) >= RECALLED_FOR);
+            member.leases.retain(|lease, dealt| {
+                let is_late = dealt
+                    .recalled
+                    .is_some_and(|at| now.saturating_sub(at) >= RECALLED_FOR);
                 let is_overdue = is_late || silent >= SILENT_AFTER;
                 if is_overdue {
                     overdue.push(*lease);
                 }
                 !is_overdue
             });
-            // One that has said goodbye is gone.
+            // A draining agent without leases has left.
             let is_gone = member.is_draining && member.leases.is_empty();
             silent
                 < if is_gone {
@@ -195,6 +214,11 @@ impl Roster {
         able.fold((0, 0.0), |(count, rate), member| {
             (count + 1, rate + member.rate)
         })
+    }
+
+    /// Returns how many leases all agents have.
+    pub(crate) fn leases(&self) -> usize {
+        self.holders.len()
     }
 
     pub(crate) fn list(&self, now: Duration) -> Vec<Listed> {

@@ -10,7 +10,6 @@ use std::{
 };
 
 use crate::{
-    dispatcher::LeaseId,
     engine::Backend,
     group::Group,
     keyspace::Index,
@@ -46,6 +45,11 @@ impl QuerySet {
         })
     }
 
+    /// Returns the queries.
+    pub fn queries(&self) -> impl Iterator<Item = &Query> {
+        self.0.queries()
+    }
+
     /// Whether a hit ends one of the searches.
     fn is_ideal(&self, hit: &Found) -> bool {
         let owner = self.0.owner(hit.number);
@@ -60,27 +64,31 @@ impl fmt::Debug for QuerySet {
     }
 }
 
-/// What was tried of a lease. Nothing of it is being tried any more.
+/// What was tried of a task. No thread works on it any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tried {
-    /// The lease.
-    pub lease: LeaseId,
-    /// One past the last index tried: every secret of the lease below it was.
+    /// The task.
+    pub task: TaskId,
+    /// One past the last index tried: every secret of the task below it was.
     pub tried: Index,
     /// The indices of the hits among these, in order.
     pub hits: Vec<Index>,
     /// Time since the first of them was tried.
     pub took: Duration,
-    /// Whether trying the secrets panicked. `tried` is then the start of the lease.
+    /// Whether trying the secrets panicked. `tried` is then the start of the task.
     pub failed: bool,
 }
 
-/// A fixed set of threads that try leases, one after another.
+/// Number of a task. Its owner chooses it, and uses it only once for each [`Crew`]: leases of
+/// different dispatchers may have the same number.
+pub type TaskId = u64;
+
+/// A fixed set of threads that try the secrets of tasks, one task after another.
 ///
-/// All threads work on the first lease, and begin the next one while its last slices are tried. A
-/// lease is done early at a hit that ends one of the searches. One that is [stopped](Self::stop) is
-/// left within one slice, half a millisecond. Dropping the crew joins the threads; leases that are
-/// not done are never reported.
+/// All threads work on the first task, and begin the next one while its last slices are tried. A
+/// task is done early at a hit that ends one of the searches. One that is [stopped](Self::stop) is
+/// left within one slice, half a millisecond. Dropping the crew joins the threads, which takes as
+/// long; tasks that are not done are never reported.
 pub struct Crew {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -103,9 +111,9 @@ struct State {
     is_closing: bool,
 }
 
-/// A lease that is being tried.
+/// A task that is being tried.
 struct Task {
-    lease: LeaseId,
+    id: TaskId,
     set: QuerySet,
     range: Range<Index>,
     hit_limit: usize,
@@ -121,9 +129,9 @@ struct Task {
     failed: bool,
 }
 
-/// A part of a lease, for one thread.
+/// A part of a task, for one thread.
 struct Part {
-    lease: LeaseId,
+    id: TaskId,
     set: QuerySet,
     range: Range<Index>,
     hit_limit: usize,
@@ -133,7 +141,7 @@ impl Crew {
     /// Starts `workers` threads, or fewer if the system cannot start as many.
     ///
     /// `clock` returns the time since some fixed moment and never goes back. `on_done` is called
-    /// once for each lease, when it is done or stopped, on any thread.
+    /// once for each task, when it is done or stopped, on any thread.
     ///
     /// # Errors
     ///
@@ -141,7 +149,7 @@ impl Crew {
     ///
     /// # Panics
     ///
-    /// If `workers` is 0: no lease would ever be done.
+    /// If `workers` is 0: no task would ever be done.
     pub fn start(
         workers: usize,
         backend: impl Backend,
@@ -178,15 +186,15 @@ impl Crew {
         self.threads.len()
     }
 
-    /// Adds a lease, to be tried after those before it.
-    pub fn begin(&self, lease: LeaseId, set: QuerySet, range: Range<Index>, hit_limit: usize) {
+    /// Adds a task, to be tried after those before it.
+    pub fn begin(&self, id: TaskId, set: QuerySet, range: Range<Index>, hit_limit: usize) {
         let mut state = self.shared.lock();
         let last = state.tasks.back();
         if last.is_none_or(|last| !Arc::ptr_eq(&last.set.0, &set.0)) {
             state.length = FIRST_SLICE;
         }
         state.tasks.push_back(Task {
-            lease,
+            id,
             set,
             ledger: Ledger::new(range.start, Pacing::default().most_ahead),
             range,
@@ -198,21 +206,21 @@ impl Crew {
             is_stopping: false,
             failed: false,
         });
-        // A lease without secrets is done at once.
-        let done = state.take_done(lease, (self.shared.clock)());
+        // A task without secrets is done at once.
+        let done = state.take_done(id, (self.shared.clock)());
         drop(state);
         self.shared.work.notify_all();
         self.shared.report(done);
     }
 
-    /// Stops a lease: it is done as soon as its slices have come back. A lease that is done already
-    /// is ignored.
-    pub fn stop(&self, lease: LeaseId) {
+    /// Stops a task: it is done as soon as its slices have come back. A task that is done already is
+    /// ignored.
+    pub fn stop(&self, id: TaskId) {
         let mut state = self.shared.lock();
-        if let Some(task) = state.task(lease) {
+        if let Some(task) = state.task(id) {
             task.is_stopping = true;
         }
-        let done = state.take_done(lease, (self.shared.clock)());
+        let done = state.take_done(id, (self.shared.clock)());
         drop(state);
         self.shared.report(done);
     }
@@ -280,7 +288,7 @@ impl Shared {
             let now = (self.clock)();
             let mut state = self.lock();
             state.finish(&part, tried, &hits, now.saturating_sub(began));
-            let done = state.take_done(part.lease, now);
+            let done = state.take_done(part.id, now);
             drop(state);
             self.report(done);
         }
@@ -288,8 +296,8 @@ impl Shared {
 }
 
 impl State {
-    fn task(&mut self, lease: LeaseId) -> Option<&mut Task> {
-        self.tasks.iter_mut().find(|task| task.lease == lease)
+    fn task(&mut self, id: TaskId) -> Option<&mut Task> {
+        self.tasks.iter_mut().find(|task| task.id == id)
     }
 
     /// Returns the next part to try.
@@ -303,7 +311,7 @@ impl State {
             task.began.get_or_insert(now);
             task.out += 1;
             Some(Part {
-                lease: task.lease,
+                id: task.id,
                 set: task.set.clone(),
                 range,
                 hit_limit: task.hit_limit,
@@ -322,7 +330,7 @@ impl State {
                 self.length = (length / 2).max(1);
             }
         }
-        let Some(task) = self.task(part.lease) else {
+        let Some(task) = self.task(part.id) else {
             return;
         };
         task.out -= 1;
@@ -338,13 +346,13 @@ impl State {
         }
     }
 
-    /// Removes a lease and returns what was tried of it, if it is done.
-    fn take_done(&mut self, lease: LeaseId, now: Duration) -> Option<Tried> {
-        let place = self.tasks.iter().position(|task| task.lease == lease)?;
+    /// Removes a task and returns what was tried of it, if it is done.
+    fn take_done(&mut self, id: TaskId, now: Duration) -> Option<Tried> {
+        let place = self.tasks.iter().position(|task| task.id == id)?;
         let task = &self.tasks[place];
         let frontier = task.ledger.done();
         let last = task.hits.iter().nth(task.hit_limit - 1).copied();
-        // The leader should hear of a hit that ends a search at once.
+        // A hit that ends a search should be reported at once.
         let last = last.into_iter().chain(task.ideal).min();
         let last = last.filter(|last| *last < frontier);
         let is_done = last.is_some()
@@ -363,7 +371,7 @@ impl State {
             .began
             .map_or(Duration::ZERO, |began| now.saturating_sub(began));
         Some(Tried {
-            lease,
+            task: id,
             tried,
             hits: task.hits.range(..tried).copied().collect(),
             took,

@@ -34,7 +34,6 @@ pub type LeaseId = JobId;
 pub struct Dispatcher {
     scheduler: Scheduler,
     recalls: Vec<LeaseId>,
-    has_work: bool,
 }
 
 /// A slice for one worker, who tries its secrets for one or several searches.
@@ -117,7 +116,6 @@ impl Dispatcher {
         Dispatcher {
             scheduler: Scheduler::new(limits, pacing),
             recalls: Vec::new(),
-            has_work: false,
         }
     }
 
@@ -185,9 +183,6 @@ impl Dispatcher {
             }
         };
         self.carry_out(effects);
-        if lease.is_none() {
-            self.has_work = false;
-        }
         lease
     }
 
@@ -302,9 +297,10 @@ impl Dispatcher {
         std::mem::take(&mut self.recalls)
     }
 
-    /// Whether there may be more leases than before, since the last call.
-    pub fn take_work(&mut self) -> bool {
-        std::mem::take(&mut self.has_work)
+    /// Whether there may be a lease for another worker.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.scheduler.has_work()
     }
 
     /// Returns the totals and the current state.
@@ -322,7 +318,6 @@ impl Dispatcher {
             waker.wake();
         }
         self.recalls.extend(effects.recalls);
-        self.has_work |= effects.work;
     }
 }
 

@@ -666,6 +666,14 @@ impl Search {
             State::Ended(_, frontier) => frontier,
         }
     }
+
+    /// Returns the state of a search that was stopped, to continue it elsewhere. It includes what
+    /// the last slices brought back. `None` before the end was [read](Self::next), and for a search
+    /// that ended within [`Engine::search`].
+    #[must_use]
+    pub fn checkpoint(&self) -> Option<Checkpoint> {
+        self.shared.lock().checkpoint(self.id()?)
+    }
 }
 
 impl Drop for Search {

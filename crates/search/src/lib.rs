@@ -56,7 +56,7 @@ pub mod throughput;
 
 pub use checkpoint::{Advance, Checkpoint, InvalidCheckpoint, MAX_RANGES};
 pub use client::{Client, Quota};
-pub use crew::{Crew, QuerySet, Tried};
+pub use crew::{Crew, QuerySet, TaskId, Tried};
 pub use cursor::{Cursor, CursorError};
 pub use dispatcher::{Dispatcher, FalseReport, Lease, LeaseId};
 pub use engine::{Admission, Backend, Engine, ResumableSearch, Search, Stopper};

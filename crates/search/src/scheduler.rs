@@ -25,7 +25,7 @@ use std::{
 };
 
 use crate::{
-    checkpoint::Advance,
+    checkpoint::{Advance, Checkpoint},
     client::Client,
     fair_queue::FairQueue,
     group::Group,
@@ -282,12 +282,12 @@ impl Scheduler {
         let mut touched = job.waiters.clone();
         for waiter in &touched {
             if let Some(entry) = self.searches.get_mut(waiter) {
-                entry.awaited.retain(|awaited| *awaited != id);
+                entry.awaited.remove(&id);
             }
         }
         let mut is_new = false;
         if let Some(scan) = self.scans.get_mut(&job.scan) {
-            scan.jobs.retain(|job| *job != id);
+            scan.jobs.remove(&id);
             // A new search's first slice is so short that its second one also goes before other
             // searches' slices.
             is_new = !std::mem::replace(&mut scan.is_tried, true);
@@ -423,6 +423,13 @@ impl Scheduler {
     /// Returns the index below which every secret has been tried for a search.
     pub(crate) fn frontier(&self, id: SearchId) -> Option<Index> {
         Some(self.searches.get(&id)?.frontier(&self.scans))
+    }
+
+    /// Returns the state of a search that has ended, once its reader has taken all candidates.
+    pub(crate) fn checkpoint(&self, id: SearchId) -> Option<Checkpoint> {
+        let entry = self.searches.get(&id)?;
+        let is_over = entry.outcome.is_some() && entry.queue.is_empty();
+        is_over.then(|| entry.checkpoint(&self.scans))
     }
 
     /// Returns a search's progress, while its handle exists.
@@ -598,7 +605,7 @@ impl Scheduler {
         };
         self.jobs.insert(id, job);
         if let Some(scan) = self.scans.get_mut(&scan_id) {
-            scan.jobs.push(id);
+            scan.jobs.insert(id);
         }
         slice
     }
@@ -771,10 +778,9 @@ impl Scheduler {
                 continue;
             };
             for job in &scan.jobs {
-                if !entry.awaited.contains(job)
-                    && let Some(in_flight) = self.jobs.get_mut(job)
+                if let Some(in_flight) = self.jobs.get_mut(job)
+                    && entry.awaited.insert(*job)
                 {
-                    entry.awaited.push(*job);
                     in_flight.waiters.push(id);
                 }
             }
@@ -811,7 +817,6 @@ impl Scheduler {
         }
     }
 
-    /// Brings back the slices of a scan for which an ideal hit at `hit` has to wait.
     /// Recalls slices again that ideal hits still wait for: some workers are slow or gone, and
     /// others have nothing left to do.
     pub(crate) fn recall_again(&mut self, now: Duration) -> Vec<JobId> {
@@ -829,6 +834,7 @@ impl Scheduler {
         std::mem::take(&mut self.recalls)
     }
 
+    /// Brings back the slices of a scan for which an ideal hit at `hit` has to wait.
     fn recall_below(&mut self, scan: ScanId, hit: Index, now: Duration) {
         let Some(scan) = self.scans.get_mut(&scan) else {
             return;
@@ -1026,7 +1032,11 @@ impl Scheduler {
 }
 
 /// Recalls slices in flight, each once.
-fn recall(jobs: &mut HashMap<JobId, InFlight>, recalled: &[JobId], recalls: &mut Vec<JobId>) {
+fn recall<'a>(
+    jobs: &mut HashMap<JobId, InFlight>,
+    recalled: impl IntoIterator<Item = &'a JobId>,
+    recalls: &mut Vec<JobId>,
+) {
     for id in recalled {
         if let Some(job) = jobs.get_mut(id)
             && !std::mem::replace(&mut job.is_recalled, true)

@@ -68,10 +68,6 @@ pub(crate) async fn run(arguments: AgentArguments) -> Result<Exit> {
     let kernel = arguments.kernel.unwrap_or_else(Kernel::best);
     let options = AgentOptions {
         broker: arguments.fleet.options(),
-        machine: rustix::system::uname()
-            .nodename()
-            .to_string_lossy()
-            .into_owned(),
         workers,
         kernel,
         rate: aside("measure", move || rate(kernel, workers)).await??,

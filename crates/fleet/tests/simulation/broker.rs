@@ -12,6 +12,8 @@ pub(crate) struct Broker {
     pub(crate) down_until: Duration,
     /// When its streams have a leader again.
     pub(crate) leaderless_until: Duration,
+    /// From when on they have none.
+    pub(crate) leaderless_from: Duration,
     /// The values that the key has had, with their revisions.
     log: Vec<(u64, Option<Claim>)>,
 }
@@ -29,6 +31,7 @@ impl Broker {
         Broker {
             down_until: Duration::ZERO,
             leaderless_until: Duration::ZERO,
+            leaderless_from: Duration::MAX,
             log: Vec::new(),
         }
     }
@@ -51,7 +54,8 @@ impl Broker {
         rng: &mut Rng,
         now: Duration,
     ) -> KeyResult {
-        let is_lost = !self.is_up(now) || now < self.leaderless_until;
+        let is_leaderless = now < self.leaderless_until || now >= self.leaderless_from;
+        let is_lost = !self.is_up(now) || is_leaderless;
         let loses_result = trouble && rng.u8(..10) == 0;
         match action {
             KeyAction::Read if is_lost || loses_result => KeyResult::Read(None),

@@ -8,36 +8,42 @@ mod oracle;
 mod tried;
 mod world;
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use self::world::{Size, World};
 
-/// Plays one schedule.
-fn play(seed: u64) {
-    World::new(seed, Size::Small).run();
-}
-
+/// Set `SEED` to repeat one schedule. `FLEET_SCHEDULES` sets how many random ones are played; by
+/// default, the same 2,000 are played each time.
 #[test]
 fn a_fleet_finds_what_one_thread_finds_whatever_fails() {
-    let first = std::env::var("SEED").ok().map(|seed| seed.parse().unwrap());
-    let schedules = std::env::var("FLEET_SCHEDULES").ok();
-    let schedules: Option<u64> = schedules.map(|count| count.parse().unwrap());
-    let count = if first.is_some() {
-        1
-    } else {
-        schedules.unwrap_or(100)
-    };
-    for number in 0..count {
-        // The short form always plays the same schedules.
-        let seed: u64 = first.unwrap_or_else(|| match schedules {
-            Some(_) => fastrand::u64(..),
-            None => number,
-        });
-        if let Err(panic) = std::panic::catch_unwind(|| play(seed)) {
-            eprintln!("SEED={seed}");
-            std::panic::resume_unwind(panic);
-        }
+    let number = |name| std::env::var(name).ok().map(|text| text.parse().unwrap());
+    if let Some(seed) = number("SEED") {
+        World::new(seed, Size::Small).run();
+        return;
     }
+    let (random, next) = (number("FLEET_SCHEDULES"), AtomicU64::new(0));
+    let play_some = || {
+        while let schedule = next.fetch_add(1, Ordering::Relaxed)
+            && schedule < random.unwrap_or(2_000)
+        {
+            let seed = random.map_or(schedule, |_| fastrand::u64(..));
+            let play = || drop(World::new(seed, Size::Small).run());
+            if let Err(panic) = std::panic::catch_unwind(play) {
+                // The other threads play no more.
+                next.store(u64::MAX / 2, Ordering::Relaxed);
+                eprintln!("SEED={seed}");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().unwrap().get() {
+            scope.spawn(play_some);
+        }
+    });
 }
 
 /// Without trouble, a search takes no longer than its secrets and a few leases.
@@ -51,6 +57,15 @@ fn a_fleet_without_trouble_works_in_parallel() {
         // Agents that are wrong about their speed lose some time at first.
         let most = ideal * 2 + Duration::from_secs(20);
         assert!(now < most, "seed {seed}: {now:?} instead of {ideal:?}");
+    }
+}
+
+/// A leader that cannot write its key deals nothing, although messages arrive.
+#[test]
+fn servers_search_themselves_while_the_streams_have_no_leader() {
+    for seed in 0..10 {
+        let world = World::new(seed, Size::Calm);
+        world.without_streams_from(Duration::from_secs(5)).run();
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which secrets were tried.
+//! Sets of indices.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -6,9 +6,9 @@ use hashfinder_search::Index;
 
 /// A set of indices: start -> end (exclusive). The ranges neither overlap nor touch.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Tried(BTreeMap<Index, Index>);
+pub(crate) struct Indices(BTreeMap<Index, Index>);
 
-impl Tried {
+impl Indices {
     pub(crate) fn add(&mut self, range: Range<Index>) {
         if range.is_empty() {
             return;

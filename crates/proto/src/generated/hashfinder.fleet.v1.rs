@@ -39,8 +39,7 @@ pub struct Claim {
     #[prost(string, tag = "2")]
     pub server: ::prost::alloc::string::String,
 }
-/// A leader's sign of life. Servers receive it every half second; agents only at the start of a
-/// term.
+/// The leader's heartbeat. Servers receive it every half second; agents only at the start of a term.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Beat {
     /// The leader's term.
@@ -52,7 +51,7 @@ pub struct Beat {
     /// Whether the leader shuts down.
     #[prost(bool, tag = "3")]
     pub resigns: bool,
-    /// Number of agents that take leases.
+    /// Number of agents that get leases; 0 while the leader may not deal any.
     #[prost(uint32, tag = "4")]
     pub agents: u32,
     /// Hashes of a fast kernel per second, of all agents together.
@@ -68,13 +67,13 @@ pub struct Work {
     /// The agent.
     #[prost(string, tag = "2")]
     pub agent: ::prost::alloc::string::String,
-    /// Greater each time that the agent's process starts.
+    /// Number of the message since the agent's start, from 1.
     #[prost(uint64, tag = "3")]
-    pub boot: u64,
-    /// Number of the message since then.
-    #[prost(uint64, tag = "4")]
     pub sequence: u64,
-    /// The term that the agent believes in.
+    /// Number of the latest message whose reply has arrived.
+    #[prost(uint64, tag = "4")]
+    pub answered: u64,
+    /// The term that the agent follows.
     #[prost(message, optional, tag = "5")]
     pub term: ::core::option::Option<Term>,
     /// Hashes of a fast kernel that it computes per second.
@@ -166,19 +165,19 @@ pub struct Lease {
     #[prost(message, optional, tag = "5")]
     pub planned: ::core::option::Option<::prost_types::Duration>,
 }
-/// A message of the leader to an agent: leases to report now.
+/// A message of the leader to an agent that it should act at once.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Recall {
+pub struct Notice {
     /// The leader's term.
     #[prost(message, optional, tag = "1")]
     pub term: ::core::option::Option<Term>,
-    /// The leases.
+    /// Leases to report now. If there are none, the agent should ask for leases.
     #[prost(uint64, repeated, tag = "2")]
-    pub leases: ::prost::alloc::vec::Vec<u64>,
+    pub recalls: ::prost::alloc::vec::Vec<u64>,
 }
 /// A message of a server to the leader about one of its calls, at least once a second.
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Ask {
+pub struct CallRenewal {
     /// The call.
     #[prost(string, tag = "1")]
     pub call: ::prost::alloc::string::String,
@@ -232,14 +231,14 @@ pub struct Checkpoint {
 }
 /// A message of the leader to a server about a call.
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Told {
+pub struct CallUpdate {
     /// The call.
     #[prost(string, tag = "1")]
     pub call: ::prost::alloc::string::String,
     /// The leader's term.
     #[prost(message, optional, tag = "2")]
     pub term: ::core::option::Option<Term>,
-    /// `Ask.from` of the latest message about the call.
+    /// `CallRenewal.from` of the latest message about the call.
     #[prost(message, optional, tag = "3")]
     pub from: ::core::option::Option<Index>,
     /// The indices of all candidates from there on.
@@ -252,11 +251,11 @@ pub struct Told {
     #[prost(enumeration = "SearchState", tag = "6")]
     pub state: i32,
     /// How it has ended, if it has.
-    #[prost(oneof = "told::Outcome", tags = "7, 8, 9, 10, 11, 12")]
-    pub outcome: ::core::option::Option<told::Outcome>,
+    #[prost(oneof = "call_update::Outcome", tags = "7, 8, 9, 10, 11, 12")]
+    pub outcome: ::core::option::Option<call_update::Outcome>,
 }
-/// Nested message and enum types in `Told`.
-pub mod told {
+/// Nested message and enum types in `CallUpdate`.
+pub mod call_update {
     /// How it has ended, if it has.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Outcome {
@@ -291,13 +290,13 @@ pub struct End {
 /// The leader's answer to a request for the state of the fleet.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Status {
-    /// The leader's latest sign of life.
+    /// The leader's latest heartbeat.
     #[prost(message, optional, tag = "1")]
     pub leader: ::core::option::Option<Beat>,
     /// Number of calls that agents work on.
     #[prost(uint32, tag = "2")]
     pub calls: u32,
-    /// The agents that were heard of in the last minute.
+    /// The agents whose messages have arrived in the last minute, or the first 4,096 of them.
     #[prost(message, repeated, tag = "3")]
     pub agents: ::prost::alloc::vec::Vec<Agent>,
 }
@@ -313,19 +312,19 @@ pub struct Agent {
     /// Number of its leases.
     #[prost(uint32, tag = "3")]
     pub leases: u32,
-    /// Time since it was last heard of.
+    /// Time since its last message.
     #[prost(message, optional, tag = "4")]
     pub silent_for: ::core::option::Option<::prost_types::Duration>,
     /// Whether it takes no more leases.
     #[prost(bool, tag = "5")]
     pub is_draining: bool,
-    /// Number of its reports that were not true.
+    /// Number of its false reports.
     #[prost(uint64, tag = "6")]
     pub false_reports: u64,
     /// Its version of hashfinder.
     #[prost(string, tag = "7")]
     pub version: ::prost::alloc::string::String,
-    /// Whether it gets leases, in spite of these reports.
+    /// Whether it still gets leases.
     #[prost(bool, tag = "8")]
     pub is_trusted: bool,
 }

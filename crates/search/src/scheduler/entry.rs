@@ -2,7 +2,7 @@
 //! ends.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     task::Waker,
     time::Duration,
@@ -82,7 +82,7 @@ pub(super) struct Entry {
     /// The search's place in the fair queue, while it waits for a turn.
     pub(super) ticket: Option<Ticket>,
     /// Slices in flight that have to come back before the search can be released.
-    pub(super) awaited: Vec<JobId>,
+    pub(super) awaited: BTreeSet<JobId>,
     pub(super) hashes: u64,
     /// Number of secrets that were covered before the search resumed.
     covered_before: u64,
@@ -160,7 +160,7 @@ impl Entry {
             refused_by: Vec::new(),
             stopped: None,
             ticket: None,
-            awaited: Vec::new(),
+            awaited: BTreeSet::new(),
             hashes: tried,
             covered_before: covered - tried,
             gained: 0,

@@ -45,7 +45,7 @@ pub(super) struct Scan {
     /// Whether at least one of its slices has come back.
     pub(super) is_tried: bool,
     /// Its slices in flight.
-    pub(super) jobs: Vec<JobId>,
+    pub(super) jobs: BTreeSet<JobId>,
     /// Searches that had a turn but found nothing to do here. They get another turn once a slice
     /// comes back.
     pub(super) idle: BTreeSet<SearchId>,
@@ -76,7 +76,7 @@ impl Scan {
             max_newcomers: usize::MAX,
             length: at_cost(FIRST_SLICE, cost),
             is_tried: false,
-            jobs: Vec::new(),
+            jobs: BTreeSet::new(),
             idle: BTreeSet::new(),
             checked_at: 0,
             stop: Arc::new(AtomicBool::new(false)),

@@ -5,7 +5,6 @@
 //! checkpoint along, so it changes neither the answer nor the budget.
 
 use std::{
-    iter,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -14,8 +13,8 @@ use std::{
 
 use hashfinder_fleet_nats::{Fleet, FleetAdvance, FleetRelease, FleetSearch};
 use hashfinder_search::{
-    Admission, Candidate, Checkpoint, Client, Engine, Event, Index, Outcome, Progress, Query,
-    Report, Search,
+    Admission, Candidate, Checkpoint, Client, Engine, Event, Outcome, Progress, Query, Report,
+    Search,
 };
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -28,92 +27,64 @@ const STAYS_FOR: Duration = Duration::from_millis(200);
 /// Time after which a search that stayed, because the fleet had no agents, tries again.
 const TRIES_EVERY: Duration = Duration::from_secs(1);
 
-/// What is called once, when nothing works on a search any more.
+/// Callback for the moment when all work on a search has stopped.
 type OnRelease = Box<dyn FnOnce(Report) + Send>;
 
-/// Calls what waits for the end of a search's work, once, wherever the search ends.
+/// Runs that callback once, after every place where the search was has released it, with the report
+/// of the last one.
 pub(crate) struct Release(Mutex<ReleaseState>);
 
 struct ReleaseState {
     on_release: Option<OnRelease>,
-    /// Whether the search is being stopped on the engine, probably to leave it.
-    may_leave: bool,
-    /// The engine's report, until it is known whether the search leaves.
-    report: Option<Report>,
-    /// Number of places that the search has left, and that have not released it yet.
-    left: usize,
-    /// Number of secrets that were covered before the search came to the engine.
+    /// Number of places where the search was.
+    places: u64,
+    /// Number of these that have not released it.
+    unreleased: u64,
+    /// Number of secrets that were covered before it came to the last one.
     covered: u64,
+    /// Whether it is being stopped there, to leave that place.
+    is_leaving: bool,
+    /// The report of the last one.
+    report: Option<Report>,
+}
+
+/// A place where a search is.
+pub(crate) struct Visit {
+    number: u64,
+    release: Arc<Release>,
 }
 
 impl Release {
     pub(crate) fn new(on_release: impl FnOnce(Report) + Send + 'static) -> Arc<Release> {
         Arc::new(Release(Mutex::new(ReleaseState {
             on_release: Some(Box::new(on_release)),
-            may_leave: false,
-            report: None,
-            left: 0,
+            places: 0,
+            unreleased: 0,
             covered: 0,
+            is_leaving: false,
+            report: None,
         })))
     }
 
-    /// The engine has released the search.
-    pub(crate) fn by_engine(&self, report: Report) {
+    /// Notes that the search comes to another place, after it has covered this number of secrets.
+    pub(crate) fn visit(self: &Arc<Release>, covered: u64) -> Visit {
         let mut state = self.lock();
-        if state.may_leave && matches!(report.outcome, Outcome::Stopped(_)) {
-            state.report = Some(report);
-            return;
-        }
-        let covered = state.covered;
-        finish(
-            state,
-            Report {
-                hashes: report.hashes + covered,
-                tests: report.tests + covered,
-                ..report
-            },
-        );
-    }
-
-    /// The fleet has released the search.
-    fn by_fleet(&self, release: FleetRelease) {
-        let FleetRelease {
-            outcome,
-            covered,
-            took,
-        } = release;
-        let is_stopped = matches!(outcome, Outcome::Stopped(_) | Outcome::QuotaSpent { .. });
-        let report = Report {
-            outcome,
-            hashes: covered,
-            tests: covered,
-            stop_latency: is_stopped.then_some(took),
-        };
-        finish(self.lock(), report);
-    }
-
-    /// Notes that the search is about to be stopped on the engine, to leave it.
-    fn may_leave(&self) {
-        self.lock().may_leave = true;
-    }
-
-    /// Notes whether a search that was stopped on the engine has left it.
-    fn leaves(&self, leaves: bool) {
-        let mut state = self.lock();
-        state.may_leave = false;
-        match state.report.take() {
-            Some(report) if !leaves => finish(state, report),
-            Some(_) => {}
-            None => state.left += usize::from(leaves),
-        }
-    }
-
-    /// Notes that a search moves from the fleet to the engine, after it has covered this number of
-    /// secrets.
-    fn comes_back(&self, covered: u64) {
-        let mut state = self.lock();
-        state.left += 1;
+        state.places += 1;
+        state.unreleased += 1;
         state.covered = covered;
+        state.is_leaving = false;
+        state.report = None;
+        Visit {
+            number: state.places,
+            release: Arc::clone(self),
+        }
+    }
+
+    /// Notes whether the search is being stopped to leave its place.
+    fn set_leaving(&self, is_leaving: bool) {
+        let mut state = self.lock();
+        state.is_leaving = is_leaving;
+        finish(state);
     }
 
     fn lock(&self) -> MutexGuard<'_, ReleaseState> {
@@ -122,12 +93,51 @@ impl Release {
     }
 }
 
-/// Calls what waits for the release, without the lock, unless the search has only left this place.
-fn finish(mut state: MutexGuard<'_, ReleaseState>, report: Report) {
-    if state.left > 0 {
-        state.left -= 1;
+impl Visit {
+    /// The engine has released the search.
+    pub(crate) fn by_engine(self, report: Report) {
+        let mut state = self.release.lock();
+        state.unreleased -= 1;
+        if state.places == self.number {
+            state.report = Some(Report {
+                hashes: report.hashes + state.covered,
+                tests: report.tests + state.covered,
+                ..report
+            });
+        }
+        finish(state);
+    }
+
+    /// The fleet has released the search.
+    fn by_fleet(self, release: FleetRelease) {
+        let FleetRelease {
+            outcome,
+            covered,
+            took,
+        } = release;
+        let mut state = self.release.lock();
+        state.unreleased -= 1;
+        if state.places == self.number {
+            let is_stopped = matches!(outcome, Outcome::Stopped(_) | Outcome::QuotaSpent { .. });
+            state.report = Some(Report {
+                outcome,
+                hashes: covered,
+                tests: covered,
+                stop_latency: is_stopped.then_some(took),
+            });
+        }
+        finish(state);
+    }
+}
+
+/// Runs the callback, without the lock, if all work has stopped.
+fn finish(mut state: MutexGuard<'_, ReleaseState>) {
+    if state.unreleased > 0 || state.is_leaving {
         return;
     }
+    let Some(report) = state.report.take() else {
+        return;
+    };
     let on_release = state.on_release.take();
     drop(state);
     if let Some(on_release) = on_release {
@@ -147,7 +157,7 @@ enum Place {
     Fleet(FleetSearch, Option<Admission>),
 }
 
-/// What a search has that can move.
+/// State of a search that can move.
 pub(crate) struct Travel {
     pub(crate) engine: Arc<Engine>,
     pub(crate) fleet: Fleet,
@@ -205,17 +215,12 @@ impl Travel {
     }
 
     /// Moves the search to the fleet.
-    fn leave(&mut self, frontier: Index) -> Place {
+    fn leave(&mut self, checkpoint: Checkpoint) -> Place {
         self.timer = None;
-        let end = Checkpoint::new(&self.query).end();
         let query = self.query.clone();
-        // What the engine has tried beyond the frontier in this short time is tried again.
-        let to_cover = iter::once(frontier..end).collect();
-        let checkpoint = Checkpoint::restore(&query, to_cover, &[], end);
-        let checkpoint = checkpoint.expect("a search that was stopped has secrets left");
         let admission = self.engine.readmit(self.client.clone());
-        let release = Arc::clone(&self.release);
-        let on_release = Box::new(move |left| release.by_fleet(left));
+        let visit = self.release.visit(checkpoint.covered(&query));
+        let on_release = Box::new(move |left| visit.by_fleet(left));
         let search = (self.fleet).search(self.client.clone(), query, checkpoint, on_release);
         Place::Fleet(search, Some(admission))
     }
@@ -223,10 +228,9 @@ impl Travel {
     /// Moves the search back to the engine.
     fn come_back(&mut self, admission: Admission, checkpoint: Checkpoint) -> Search {
         self.covered = checkpoint.covered(&self.query);
-        self.release.comes_back(self.covered);
         self.timer = Some(Box::pin(sleep(TRIES_EVERY)));
-        let (query, release) = (self.query.clone(), Arc::clone(&self.release));
-        let on_release = move |report| release.by_engine(report);
+        let (query, visit) = (self.query.clone(), self.release.visit(self.covered));
+        let on_release = move |report| visit.by_engine(report);
         let search = (self.engine).resume(admission, query, checkpoint, false, on_release);
         search.into_search()
     }
@@ -271,7 +275,7 @@ impl Run {
                     let event = search.poll_next(cx, at_least);
                     if event.is_pending() && travel.should_leave(cx) {
                         travel.is_leaving = true;
-                        travel.release.may_leave();
+                        travel.release.set_leaving(true);
                         search.stopper().stop();
                         continue;
                     }
@@ -308,17 +312,17 @@ impl Run {
             if !std::mem::take(&mut travel.is_leaving) {
                 return event;
             }
-            match outcome {
-                Outcome::Stopped(cursor) if !travel.record.is_stopped() => {
-                    travel.release.leaves(true);
-                    let fleet = travel.leave(cursor.frontier());
-                    self.move_to(fleet);
-                }
-                _ => {
-                    travel.release.leaves(false);
-                    return event;
-                }
-            }
+            let is_over = travel.record.is_stopped() || !matches!(outcome, Outcome::Stopped(_));
+            let checkpoint = match &self.place {
+                Place::Engine(search) if !is_over => search.checkpoint(),
+                _ => None,
+            };
+            let Some(checkpoint) = checkpoint else {
+                travel.release.set_leaving(false);
+                return event;
+            };
+            let fleet = travel.leave(checkpoint);
+            self.move_to(fleet);
         }
     }
 
@@ -338,7 +342,7 @@ impl Drop for Run {
         if let Some(travel) = &self.travel
             && travel.is_leaving
         {
-            travel.release.leaves(false);
+            travel.release.set_leaving(false);
         }
     }
 }

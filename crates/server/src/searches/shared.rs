@@ -197,8 +197,8 @@ impl Searches {
                 // have to exist by then.
                 drop(guard);
             });
-            let of_engine = Arc::clone(&release);
-            let on_release = move |report| of_engine.by_engine(report);
+            let visit = release.visit(0);
+            let on_release = move |report| visit.by_engine(report);
             let search = (self.engine).search(client.clone(), query.clone(), on_release);
             match search {
                 Ok(search) => break (search, record, call, release),

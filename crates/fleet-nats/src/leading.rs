@@ -1,0 +1,241 @@
+//! A leader: handles the messages that it gets, and makes those that it sends.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::Subject;
+use bytes::Bytes;
+use hashfinder_fleet::{
+    Beat, CallId, CallRenewal, Election, Leader, LeaderSettings, ServerId, Term,
+};
+use hashfinder_proto::fleet::v1 as pb;
+
+use crate::wire::{self, Answer};
+
+/// Reason sent to an agent after too many false reports.
+const DISTRUSTED: &str = "it sent 3 false reports: of hits that are none, of secrets outside of its \
+                          leases, or of panics that happen on no other machine; check its machine, \
+                          then restart it";
+
+/// Minimum time between two warnings about messages.
+const WARNS_EVERY: Duration = Duration::from_secs(10);
+
+/// A server's leader, without a connection.
+pub(crate) struct Leading {
+    leader: Leader,
+    server: ServerId,
+    outgoing: Vec<Outgoing>,
+    /// When a warning about a message was logged last.
+    warned: Option<Duration>,
+}
+
+/// A message of the leader.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Outgoing {
+    /// To a subject of the pool.
+    Publish(String, Bytes),
+    /// To the sender of a request.
+    Reply(Subject, Bytes),
+    /// About a call of the server that leads.
+    Local(CallId, Answer),
+}
+
+/// A message that has arrived for the leader.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Incoming<'a> {
+    /// What follows the name of the pool in its subject.
+    pub(crate) subject: &'a str,
+    pub(crate) reply: Option<&'a Subject>,
+    pub(crate) payload: &'a [u8],
+}
+
+impl Leading {
+    pub(crate) fn new(term: Term, server: ServerId, settings: LeaderSettings) -> Leading {
+        Leading {
+            leader: Leader::new(term, settings),
+            server,
+            outgoing: Vec::new(),
+            warned: None,
+        }
+    }
+
+    pub(crate) fn term(&self) -> Term {
+        self.leader.term()
+    }
+
+    /// Returns how many leases agents have.
+    pub(crate) fn leases(&self) -> usize {
+        self.leader.leases()
+    }
+
+    /// Returns the messages to send, in this order.
+    pub(crate) fn take_outgoing(&mut self, now: Duration) -> Vec<Outgoing> {
+        for (server, call, update) in self.leader.take_updates(now) {
+            self.answer(&server, call, Answer::Update(update));
+        }
+        self.notify();
+        std::mem::take(&mut self.outgoing)
+    }
+
+    pub(crate) fn tick(&mut self, now: Duration) {
+        self.leader.tick(now);
+    }
+
+    /// Returns the leader's beat.
+    pub(crate) fn beat(&self, election: &Election, now: Duration) -> Option<Beat> {
+        election.beat(self.leader.capacity(now), now)
+    }
+
+    /// Handles a message. One that cannot be read is logged, and changes nothing.
+    pub(crate) fn receive(
+        &mut self,
+        message: Incoming<'_>,
+        election: &mut Election,
+        now: Duration,
+    ) {
+        let mut parts = message.subject.split('.');
+        let read = match (parts.next(), parts.next(), parts.next()) {
+            (Some("any"), Some("leader"), None) => self.reply_with_beat(message, election, now),
+            (Some("any"), Some("status"), None) => self.reply_with_status(message, election, now),
+            (_, Some("work"), Some(agent)) => self.work(agent, message, election, now),
+            (_, Some("renew"), None) => self.renewal(message, election, now),
+            (_, Some("end"), None) => self.end_of_call(message, now),
+            _ => return,
+        };
+        if let Err(error) = read {
+            self.warn(message.subject, &error.to_string(), now);
+        }
+    }
+
+    /// Logs a warning about a message, but only some of many.
+    fn warn(&mut self, subject: &str, why: &str, now: Duration) {
+        let is_soon = |at: Duration| now.saturating_sub(at) < WARNS_EVERY;
+        if !self.warned.is_some_and(is_soon) {
+            self.warned = Some(now);
+            tracing::warn!(subject, "a message was rejected: {why}");
+        }
+    }
+
+    fn reply(&mut self, message: Incoming<'_>, bytes: Bytes) {
+        if let Some(to) = message.reply {
+            self.outgoing.push(Outgoing::Reply(to.clone(), bytes));
+        }
+    }
+
+    fn reply_with_beat(
+        &mut self,
+        message: Incoming<'_>,
+        election: &Election,
+        now: Duration,
+    ) -> Result<(), wire::Invalid> {
+        if let Some(beat) = self.beat(election, now) {
+            self.reply(message, wire::encode(&wire::beat(&beat)));
+        }
+        Ok(())
+    }
+
+    fn reply_with_status(
+        &mut self,
+        message: Incoming<'_>,
+        election: &Election,
+        now: Duration,
+    ) -> Result<(), wire::Invalid> {
+        if let Some(beat) = self.beat(election, now) {
+            let agents = self.leader.agents(now);
+            let status = wire::status(&beat, self.leader.calls(), &agents);
+            self.reply(message, wire::encode(&status));
+        }
+        Ok(())
+    }
+
+    /// Handles a message of an agent.
+    fn work(
+        &mut self,
+        agent: &str,
+        message: Incoming<'_>,
+        election: &Election,
+        now: Duration,
+    ) -> Result<(), wire::Invalid> {
+        let work: pb::Work = wire::decode(message.payload)?;
+        if work.protocol != wire::PROTOCOL {
+            let rejected = wire::rejected(self.term(), work.protocol);
+            self.warn(message.subject, &rejected.rejected, now);
+            self.reply(message, wire::encode(&rejected));
+            return Ok(());
+        }
+        let work = wire::read_work(work)?;
+        if *work.agent != *agent {
+            return Ok(());
+        }
+        let was_trusted = self.leader.trusts(agent);
+        let orders = self.leader.work(&work, election.may_deal(now), now);
+        let mut orders = wire::orders(&orders);
+        if !self.leader.trusts(agent) {
+            orders.rejected = DISTRUSTED.to_owned();
+            if was_trusted {
+                tracing::error!(agent, "the agent gets no more leases: {DISTRUSTED}");
+            }
+        }
+        self.reply(message, wire::encode(&orders));
+        Ok(())
+    }
+
+    /// Handles a message of another server about one of its calls.
+    fn renewal(
+        &mut self,
+        message: Incoming<'_>,
+        election: &mut Election,
+        now: Duration,
+    ) -> Result<(), wire::Invalid> {
+        let (renewal, known) = wire::read_renewal(wire::decode(message.payload)?)?;
+        election.knows(known);
+        self.renew(&renewal, now);
+        Ok(())
+    }
+
+    /// Renews a call, or begins it.
+    pub(crate) fn renew(&mut self, renewal: &CallRenewal, now: Duration) {
+        let answer = match self.leader.renew(renewal, now) {
+            Ok(Some(update)) => Answer::Update(update),
+            Ok(None) => return,
+            Err(over) => wire::over_limit(renewal, over),
+        };
+        self.answer(&renewal.server, Arc::clone(&renewal.call), answer);
+    }
+
+    fn end_of_call(&mut self, message: Incoming<'_>, now: Duration) -> Result<(), wire::Invalid> {
+        let end: pb::End = wire::decode(message.payload)?;
+        self.end(&end.call, now);
+        self.reply(message, Bytes::new());
+        Ok(())
+    }
+
+    /// Ends a call. Its leases are recalled before anything else is sent.
+    pub(crate) fn end(&mut self, call: &str, now: Duration) {
+        self.leader.end(call, now);
+        self.notify();
+    }
+
+    /// Answers a server about one of its calls.
+    fn answer(&mut self, server: &ServerId, call: CallId, answer: Answer) {
+        self.outgoing.push(if *server == self.server {
+            Outgoing::Local(call, answer)
+        } else {
+            let bytes = wire::encode(&wire::answer(&call, self.term(), &answer));
+            Outgoing::Publish(format!("update.{server}"), bytes)
+        });
+    }
+
+    /// Notifies agents that should act at once.
+    fn notify(&mut self) {
+        let term = wire::term(self.term());
+        for (agent, recalls) in self.leader.take_notices() {
+            let notice = pb::Notice {
+                term: Some(term),
+                recalls,
+            };
+            let bytes = wire::encode(&notice);
+            self.outgoing
+                .push(Outgoing::Publish(format!("notice.{agent}"), bytes));
+        }
+    }
+}

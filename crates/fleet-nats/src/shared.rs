@@ -1,0 +1,102 @@
+//! What the handles and the task of a server share.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use hashfinder_fleet::{Beat, RemoteSearch};
+use hashfinder_search::Ended as Ends;
+use tokio::time::Instant;
+
+use crate::call::Calls;
+
+/// Time without a beat after which new searches stay with their server.
+pub(crate) const LEADER_GONE_AFTER: Duration = Duration::from_secs(3);
+
+/// What the handles and the task of a server share.
+pub(crate) struct Shared {
+    pub(crate) calls: Arc<Calls>,
+    pub(crate) state: Mutex<State>,
+    pub(crate) started: Instant,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    /// The last beat, and when it came.
+    pub(crate) beat: Option<(Beat, Duration)>,
+    /// When there were agents last.
+    pub(crate) had_agents: Option<Duration>,
+    pub(crate) metrics: FleetMetrics,
+}
+
+/// What a server knows of its fleet.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FleetMetrics {
+    /// Whether this server has a connection to a broker.
+    pub is_connected: bool,
+    /// Whether this server leads.
+    pub leads: bool,
+    /// Number of the leader's term; 0 without a leader.
+    pub term: u64,
+    /// Number of agents that get leases.
+    pub agents: u32,
+    /// Hashes of a fast kernel per second, of all agents together.
+    pub rate: f64,
+    /// Number of this server's searches that the fleet works on.
+    pub calls: usize,
+    /// Number of leases that agents have, if this server leads.
+    pub leases: usize,
+    /// Number of leaders that this server has heard of.
+    pub leaders: u64,
+    /// Number of this server's searches that the fleet gave back, because it had no agents, no
+    /// leader or no room.
+    pub stranded: u64,
+    /// Number of secrets that the fleet has covered for this server's searches.
+    pub secrets: u64,
+    /// This server's searches that have ended in the fleet, by outcome.
+    pub ended: Ends,
+}
+
+impl Shared {
+    pub(crate) fn new() -> Shared {
+        Shared {
+            calls: Arc::default(),
+            state: Mutex::default(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Returns the time since the server's start.
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Whether agents would work on a search now.
+    pub(crate) fn has_agents(&self) -> bool {
+        let now = self.now();
+        let state = self.lock();
+        let beat = state.beat.as_ref();
+        beat.is_some_and(|(beat, at)| {
+            beat.agents > 0 && now.saturating_sub(*at) < LEADER_GONE_AFTER
+        })
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Gives all searches back to their server.
+    pub(crate) fn strand_all(&self) {
+        for call in lock(&self.calls).values() {
+            if call.change(RemoteSearch::strand) {
+                self.lock().metrics.stranded += 1;
+            }
+        }
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code under these locks panics in the middle of a change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

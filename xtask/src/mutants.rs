@@ -1,0 +1,277 @@
+//! `cargo xtask mutants`: plants known bugs in a copy of the sources, one at a time, and checks that
+//! the tests find each.
+//!
+//! The bugs are those that broke earlier designs of a fleet. All are compiled into one copy, and an
+//! environment variable chooses which one is active, so that the copy is built only once.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::steps::{cargo, output, root, step, target};
+
+/// A known bug.
+struct Mutant {
+    /// What the bug is.
+    what: &'static str,
+    /// Replacements that plant it: a file, the text of a part of it that occurs there once, and the
+    /// text instead. The latter may contain `MUTANT`, which is true if this bug is active.
+    edits: &'static [(&'static str, &'static str, &'static str)],
+    /// The test that finds it.
+    test: (&'static str, &'static str),
+}
+
+const SIMULATION: (&str, &str) = ("simulation", "whatever_fails");
+
+const AGENT: &str = "crates/fleet/src/agent.rs";
+const CALLS: &str = "crates/fleet/src/calls.rs";
+const ELECTION: &str = "crates/fleet/src/election.rs";
+const LEADER: &str = "crates/fleet/src/leader.rs";
+const REMOTE: &str = "crates/fleet/src/remote.rs";
+const ROSTER: &str = "crates/fleet/src/roster.rs";
+const SCHEDULER: &str = "crates/search/src/scheduler.rs";
+
+const MUTANTS: &[Mutant] = &[
+    Mutant {
+        what: "a lease that was given to another agent still counts when its first agent reports it",
+        edits: &[
+            (
+                SCHEDULER,
+                "struct InFlight {",
+                "#[derive(Clone)]\nstruct InFlight {",
+            ),
+            (
+                SCHEDULER,
+                "let Some(job) = self.jobs.remove(&id) else {",
+                "let keeps = MUTANT && matches!(&result, SliceResult::Tried { tried, .. }
+                     if self.jobs.get(&id).is_some_and(|job| job.range.start == *tried));
+                 let kept = keeps.then(|| self.jobs.get(&id).cloned()).flatten();
+                 let Some(job) = kept.or_else(|| self.jobs.remove(&id)) else {",
+            ),
+            (
+                LEADER,
+                "if !self.roster.take(agent, report.lease) {",
+                "if !self.roster.take(agent, report.lease) && !MUTANT {",
+            ),
+        ],
+        test: ("traces", "a_report_after_the_lease_was_taken_back"),
+    },
+    Mutant {
+        what: "a report of an earlier term counts",
+        edits: &[(
+            LEADER,
+            "if work.term != self.term {",
+            "if work.term != self.term && !MUTANT {",
+        )],
+        test: ("traces", "a_report_of_an_earlier_term"),
+    },
+    Mutant {
+        what: "what a search has covered beyond its frontier is lost with its leader",
+        edits: &[(
+            CALLS,
+            "if checkpoint.held().count() <= MOST_HELD_TOLD {",
+            "if checkpoint.held().count() <= MOST_HELD_TOLD && !MUTANT {",
+        )],
+        test: ("traces", "the_next_leader_deals_nothing_that_is_covered"),
+    },
+    Mutant {
+        what: "the end of the budget moves when a search begins again",
+        edits: &[(
+            REMOTE,
+            "&& told.checkpoint.end() <= self.checkpoint.end();",
+            "&& told.checkpoint.end() <= self.checkpoint.end();
+             let mut told = told;
+             if MUTANT {
+                 told.checkpoint = Checkpoint::new(
+                     &self.query.clone().starting_at(told.checkpoint.frontier()));
+             }",
+        )],
+        test: SIMULATION,
+    },
+    Mutant {
+        what: "a checkpoint arrives before the candidates below it were taken",
+        edits: &[(
+            REMOTE,
+            "&& self.ready.is_empty()",
+            "&& (self.ready.is_empty() || MUTANT)",
+        )],
+        test: SIMULATION,
+    },
+    Mutant {
+        what: "an old message brings back what was reported before",
+        edits: &[(
+            REMOTE,
+            "told.from == self.from",
+            "(told.from == self.from || MUTANT)",
+        )],
+        test: SIMULATION,
+    },
+    Mutant {
+        what: "a leader steps down when the acknowledgement of a write is lost",
+        edits: &[(
+            ELECTION,
+            "(Role::Leader(_) | Role::Claiming(..), None) => {",
+            "(Role::Leader(_), None) if MUTANT => {
+                self.follow(now);
+                None
+            }
+            (Role::Leader(_) | Role::Claiming(..), None) => {",
+        )],
+        test: ("elections", ""),
+    },
+    Mutant {
+        what: "leases with more hits than a search may hold are dealt, and then dropped",
+        edits: &[(
+            LEADER,
+            "most_held: 8192,",
+            "most_held: if MUTANT { 0 } else { 8192 },",
+        )],
+        test: ("traces", "no_secret_is_tried_twice"),
+    },
+    Mutant {
+        what: "a leader that wakes up after a pause deals leases",
+        edits: &[(
+            ELECTION,
+            "now.saturating_sub(leader.written) < DEALS_FOR",
+            "now.saturating_sub(leader.written) < DEALS_FOR || MUTANT",
+        )],
+        test: ("elections", ""),
+    },
+    Mutant {
+        what: "the leases of a silent agent stay with it",
+        edits: &[(
+            ROSTER,
+            "let is_overdue = is_late || silent >= SILENT_AFTER;",
+            "let is_overdue = !MUTANT && (is_late || silent >= SILENT_AFTER);",
+        )],
+        test: SIMULATION,
+    },
+    Mutant {
+        what: "an agent's lease is dealt again only once the agent is silent, if its reply was lost",
+        edits: &[(
+            LEADER,
+            "for lease in self.roster.take_others(agent, &held) {",
+            "let lost = self.roster.take_others(agent, &held);
+             for lease in lost.into_iter().filter(|_| !MUTANT) {",
+        )],
+        test: SIMULATION,
+    },
+    Mutant {
+        what: "an agent keeps the leases of an earlier term",
+        edits: &[(
+            AGENT,
+            "for task in self.tasks.drain(..) {",
+            "for task in self.tasks.drain(..).filter(|_| !MUTANT) {",
+        )],
+        test: SIMULATION,
+    },
+];
+
+/// Added to each crate that has a bug.
+const SWITCH: &str = r#"
+pub(crate) fn mutant(number: usize) -> bool {
+    static ACTIVE: std::sync::OnceLock<Option<usize>> = std::sync::OnceLock::new();
+    let active = ACTIVE.get_or_init(|| std::env::var("MUTANT").ok()?.parse().ok());
+    *active == Some(number)
+}
+"#;
+
+/// Plants every bug, and checks that a test finds it.
+///
+/// # Errors
+///
+/// If a test does not find its bug, or the text that a bug replaces is not there any more.
+pub(crate) fn run() -> Result<()> {
+    let copy = target().join("mutants");
+    write_copy(&copy)?;
+    // The whole workspace, so that it shares compiled dependencies with the tests.
+    let test = |arguments: &str| {
+        let mut test = cargo("test --workspace --quiet");
+        test.args(arguments.split_whitespace())
+            .arg("--manifest-path")
+            .arg(copy.join("Cargo.toml"))
+            .env("CARGO_TARGET_DIR", target());
+        test
+    };
+    // Without an active bug, the tests pass.
+    let mut baseline =
+        test("--test elections --test simulation --test traces -- in_parallel counts");
+    step("a copy with known bugs", &mut baseline)?;
+    for (number, mutant) in MUTANTS.iter().enumerate() {
+        let (file, name) = mutant.test;
+        let mut test = test(&format!("--test {file} {name}"));
+        let run = test.env("MUTANT", number.to_string()).output()?;
+        let printed = String::from_utf8_lossy(&run.stdout);
+        ensure!(
+            !run.status.success() && printed.contains("test result: FAILED"),
+            "{file} {name} does not find this bug: {}\n{printed}{}",
+            mutant.what,
+            String::from_utf8_lossy(&run.stderr)
+        );
+        println!("found: {}", mutant.what);
+    }
+    Ok(())
+}
+
+/// Writes the copy. Files that have not changed since the last time are left alone, so that they are
+/// not compiled again.
+fn write_copy(copy: &Path) -> Result<()> {
+    let listed = output(Command::new("git").args([
+        "ls-files",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]))?;
+    let mut planted = planted()?;
+    for name in listed.lines() {
+        let text = match planted.remove(name) {
+            Some(text) => text.into_bytes(),
+            None => match fs::read(root().join(name)) {
+                Ok(text) => text,
+                // Deleted, but not yet in git.
+                Err(_) => continue,
+            },
+        };
+        let file = copy.join(name);
+        if fs::read(&file).is_ok_and(|before| before == text) {
+            continue;
+        }
+        fs::create_dir_all(file.parent().unwrap_or(copy))?;
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Returns the files with bugs, by name.
+fn planted() -> Result<BTreeMap<String, String>> {
+    let mut files: BTreeMap<String, String> = BTreeMap::new();
+    for (number, mutant) in MUTANTS.iter().enumerate() {
+        for (name, old, new) in mutant.edits {
+            let text = match files.remove(*name) {
+                Some(text) => text,
+                None => fs::read_to_string(root().join(name))?,
+            };
+            ensure!(
+                text.matches(old).count() == 1,
+                "the bug {:?} replaces {old:?}, which has to occur once in {name}",
+                mutant.what
+            );
+            let new = new.replace("MUTANT", &format!("crate::mutant({number})"));
+            files.insert((*name).to_owned(), text.replacen(old, &new, 1));
+        }
+    }
+    let crates = files.keys().filter_map(|name| name.split_once("/src/"));
+    let crates: BTreeSet<String> = crates
+        .map(|(name, _)| format!("{name}/src/lib.rs"))
+        .collect();
+    for name in crates {
+        let text = fs::read_to_string(root().join(&name))?;
+        files.insert(name, text + SWITCH);
+    }
+    Ok(files)
+}

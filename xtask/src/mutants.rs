@@ -1,5 +1,5 @@
-//! `cargo xtask mutants`: plants known bugs in a copy of the sources, one at a time, and checks that
-//! the tests find each.
+//! `cargo xtask mutants`: plants known bugs in a copy of the sources, one at a time, and checks
+//! that the tests find each.
 //!
 //! The bugs are those that broke earlier designs of a fleet. All are compiled into one copy, and an
 //! environment variable chooses which one is active, so that the copy is built only once.
@@ -218,8 +218,8 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Writes the copy. Files that have not changed since the last time are left alone, so that they are
-/// not compiled again.
+/// Writes the copy. Files that have not changed since the last time are left alone, so that they
+/// are not compiled again.
 fn write_copy(copy: &Path) -> Result<()> {
     let listed = output(Command::new("git").args([
         "ls-files",

@@ -40,8 +40,8 @@ pub struct FleetRelease {
     pub took: Duration,
 }
 
-/// A call that has ended; the leader has to be notified. Dropping this means that the fleet has left
-/// the search.
+/// A call that has ended; the leader has to be notified. Dropping this means that the fleet has
+/// left the search.
 pub(crate) struct Ended {
     pub(crate) call: CallId,
     pub(crate) outcome: Outcome,
@@ -107,7 +107,8 @@ impl Call {
         is_news
     }
 
-    /// Ends the search. Returns the notice for the leader, or `None` if an earlier call returned it.
+    /// Ends the search. Returns the notice for the leader, or `None` if an earlier call returned
+    /// it.
     pub(crate) fn end(&self) -> Option<Ended> {
         let on_release = self.on_release.lock();
         let on_release = on_release.unwrap_or_else(PoisonError::into_inner).take()?;

@@ -40,8 +40,8 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Joins the fleet at a broker. If the broker cannot be reached now, it is tried again and again
-    /// in the background.
+    /// Joins the fleet at a broker. If the broker cannot be reached now, it is tried again and
+    /// again in the background.
     ///
     /// Dropping the future ends the attempt.
     ///

@@ -70,7 +70,8 @@ impl StatusError {
 ///
 /// # Errors
 ///
-/// If the connection is down, if no server leads, or if the leader does not answer within 2 seconds.
+/// If the connection is down, if no server leads, or if the leader does not answer within 2
+/// seconds.
 pub async fn status(broker: &Broker) -> Result<FleetStatus, StatusError> {
     if !broker.is_connected() {
         return Err(StatusError::NoBroker(broker.address.clone()));

@@ -20,9 +20,9 @@ pub const RENEWED_FOR: Duration = Duration::from_secs(3);
 /// search, which waits.
 const MOST_UNCONFIRMED: usize = 512;
 
-/// Maximum number of hits beyond a call's frontier in a message. With more, its server receives only
-/// the frontier: messages about a call, one a second, would otherwise grow to many kilobytes. Only
-/// if the leader dies, what lies beyond the frontier is searched again.
+/// Maximum number of hits beyond a call's frontier in a message. With more, its server receives
+/// only the frontier: messages about a call, one a second, would otherwise grow to many kilobytes.
+/// Only if the leader dies, what lies beyond the frontier is searched again.
 const MOST_HELD_SENT: usize = 512;
 
 /// The leader's answer to [`CallRenewal`]. It also sends one when there is news.

@@ -228,8 +228,8 @@ impl Leader {
         }
     }
 
-    /// Handles an agent's report that trying a lease has panicked. Another agent tries it next. Only
-    /// if that one panics, too, the cause is a search, and not the first agent's machine.
+    /// Handles an agent's report that trying a lease has panicked. Another agent tries it next.
+    /// Only if that one panics, too, the cause is a search, and not the first agent's machine.
     fn take_failure(&mut self, agent: &AgentId, dealt: &Dealt, lease: LeaseId, now: Duration) {
         if let Some((first, times)) = self.failures.get(&dealt.start)
             && first != agent

@@ -3,8 +3,8 @@
 //! A *leader* has searches, and deals [leases](Order) to *agents*, which try them. This crate is
 //! both sides of that as state machines, without sockets, threads or clocks:
 //!
-//! - A [`Leader`] answers each [`Work`] message of an agent with [`Orders`], and each [`CallRenewal`] of a
-//!   server about a call with a [`CallUpdate`].
+//! - A [`Leader`] answers each [`Work`] message of an agent with [`Orders`], and each
+//!   [`CallRenewal`] of a server about a call with a [`CallUpdate`].
 //! - An [`Agent`] makes these messages, and knows what to try next.
 //!
 //! Messages may be lost, delayed, repeated or reordered, and machines may stop, pause or lose their

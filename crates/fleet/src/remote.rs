@@ -24,9 +24,9 @@ const RENEWED_EVERY: Duration = Duration::from_secs(1);
 
 /// A search that a server has passed to a fleet.
 ///
-/// The server sends an [`CallRenewal`] each second, and takes each [`CallUpdate`] that arrives. What it knows is
-/// always true, whichever leader said it: a candidate arrives once, and the checkpoint is that
-/// after the last one. So the search can continue elsewhere at any time.
+/// The server sends an [`CallRenewal`] each second, and takes each [`CallUpdate`] that arrives.
+/// What it knows is always true, whichever leader said it: a candidate arrives once, and the
+/// checkpoint is that after the last one. So the search can continue elsewhere at any time.
 #[derive(Clone, Debug)]
 pub struct RemoteSearch {
     call: CallId,

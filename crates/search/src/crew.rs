@@ -213,8 +213,8 @@ impl Crew {
         self.shared.report(done);
     }
 
-    /// Stops a task: it is done as soon as its slices have come back. A task that is done already is
-    /// ignored.
+    /// Stops a task: it is done as soon as its slices have come back. A task that is done already
+    /// is ignored.
     pub fn stop(&self, id: TaskId) {
         let mut state = self.shared.lock();
         if let Some(task) = state.task(id) {

@@ -55,8 +55,16 @@ const MUTANTS: &[Mutant] = &[
             ),
             (
                 LEADER,
-                "if !self.roster.take(agent, report.lease) {",
-                "if !self.roster.take(agent, report.lease) && !MUTANT {",
+                "let Some(dealt) = self.roster.take(agent, report.lease) else {",
+                "let taken = self.roster.take(agent, report.lease);
+                 let late = Dealt {
+                     planned: Duration::ZERO,
+                     at: Duration::ZERO,
+                     sequence: 0,
+                     recalled: None,
+                     start: (0, 0),
+                 };
+                 let Some(dealt) = taken.or(MUTANT.then_some(late)) else {",
             ),
         ],
         test: ("traces", "a_report_after_the_lease_was_taken_back"),
@@ -74,8 +82,8 @@ const MUTANTS: &[Mutant] = &[
         what: "what a search has covered beyond its frontier is lost with its leader",
         edits: &[(
             CALLS,
-            "if checkpoint.held().count() <= MOST_HELD_TOLD {",
-            "if checkpoint.held().count() <= MOST_HELD_TOLD && !MUTANT {",
+            "if checkpoint.held().count() <= MOST_HELD_SENT {",
+            "if checkpoint.held().count() <= MOST_HELD_SENT && !MUTANT {",
         )],
         test: ("traces", "the_next_leader_deals_nothing_that_is_covered"),
     },
@@ -83,12 +91,12 @@ const MUTANTS: &[Mutant] = &[
         what: "the end of the budget moves when a search begins again",
         edits: &[(
             REMOTE,
-            "&& told.checkpoint.end() <= self.checkpoint.end();",
-            "&& told.checkpoint.end() <= self.checkpoint.end();
-             let mut told = told;
+            "&& update.checkpoint.end() <= self.checkpoint.end();",
+            "&& (update.checkpoint.end() <= self.checkpoint.end() || MUTANT);
+             let mut update = update;
              if MUTANT {
-                 told.checkpoint = Checkpoint::new(
-                     &self.query.clone().starting_at(told.checkpoint.frontier()));
+                 let rest = self.query.clone().starting_at(update.checkpoint.frontier());
+                 update.checkpoint = Checkpoint::new(&rest);
              }",
         )],
         test: SIMULATION,
@@ -106,8 +114,8 @@ const MUTANTS: &[Mutant] = &[
         what: "an old message brings back what was reported before",
         edits: &[(
             REMOTE,
-            "told.from == self.from",
-            "(told.from == self.from || MUTANT)",
+            "update.from == self.from",
+            "(update.from == self.from || MUTANT)",
         )],
         test: SIMULATION,
     },
@@ -152,23 +160,63 @@ const MUTANTS: &[Mutant] = &[
         test: SIMULATION,
     },
     Mutant {
-        what: "an agent's lease is dealt again only once the agent is silent, if its reply was lost",
+        what: "the leases of a reply that was lost stay with their agent",
         edits: &[(
             LEADER,
-            "for lease in self.roster.take_others(agent, &held) {",
-            "let lost = self.roster.take_others(agent, &held);
-             for lease in lost.into_iter().filter(|_| !MUTANT) {",
+            "for lease in self.roster.take_lost(agent, &held, work.answered) {",
+            "let lost = if MUTANT { 0 } else { work.answered };
+             for lease in self.roster.take_lost(agent, &held, lost) {",
+        )],
+        test: ("traces", "leases_of_a_lost_reply"),
+    },
+    Mutant {
+        what: "leases are dealt again although the reply with them is under way",
+        edits: &[(
+            LEADER,
+            "for lease in self.roster.take_lost(agent, &held, lost) {",
+            "let lost = if MUTANT { u64::MAX } else { lost };
+             for lease in self.roster.take_lost(agent, &held, lost) {",
+        )],
+        test: ("traces", "an_agent_whose_replies_take_longer"),
+    },
+    Mutant {
+        what: "an agent reports a task of an earlier term for a lease with the same number",
+        edits: &[(
+            AGENT,
+            "let is_this = |held: &Held| held.task == tried.task;",
+            "let is_this = |held: &Held| held.task == tried.task || MUTANT;",
         )],
         test: SIMULATION,
     },
     Mutant {
-        what: "an agent keeps the leases of an earlier term",
-        edits: &[(
-            AGENT,
-            "for task in self.tasks.drain(..) {",
-            "for task in self.tasks.drain(..).filter(|_| !MUTANT) {",
-        )],
+        what: "an agent tries a lease for the queries of an earlier term",
+        edits: &[
+            (
+                AGENT,
+                "(*term, *number) == (self.term, order.set)",
+                "(*term == self.term || MUTANT) && *number == order.set",
+            ),
+            (
+                AGENT,
+                "self.sets.iter().filter(|(term, ..)| *term == self.term);",
+                "self.sets.iter().filter(|(term, ..)| *term == self.term || MUTANT);",
+            ),
+        ],
         test: SIMULATION,
+    },
+    Mutant {
+        what: "a leader that may not deal shows its agents",
+        edits: &[(
+            ELECTION,
+            "let (agents, rate) = if self.may_deal(now) {",
+            "let (agents, rate) = if self.may_deal(now) || MUTANT {",
+        )],
+        test: ("simulation", "while_the_streams_have_no_leader"),
+    },
+    Mutant {
+        what: "the panic of one agent ends a search",
+        edits: &[(LEADER, "&& first != agent", "&& (first != agent || MUTANT)")],
+        test: ("traces", "a_search_that_makes_two_agents_panic"),
     },
 ];
 
@@ -192,9 +240,9 @@ pub(crate) fn run() -> Result<()> {
     // The whole workspace, so that it shares compiled dependencies with the tests.
     let test = |arguments: &str| {
         let mut test = cargo("test --workspace --quiet");
-        test.args(arguments.split_whitespace())
-            .arg("--manifest-path")
+        test.arg("--manifest-path")
             .arg(copy.join("Cargo.toml"))
+            .args(arguments.split_whitespace())
             .env("CARGO_TARGET_DIR", target());
         test
     };

@@ -183,10 +183,15 @@ class Process:
             assert time.monotonic() < deadline, f"the process still uses {cores} cores"
 
     def wait_until_busy(self):
-        """Waits until the process has used some CPU time, so that its search has begun."""
-        before = self.cpu_s()
-        deadline = time.monotonic() + TIMEOUT_S
+        """Waits until the process has used some CPU time, so that its search has begun.
+
+        It has to do so within two seconds: an idle process needs minutes for as much.
+        """
+        began, before = time.monotonic(), self.cpu_s()
+        deadline = began + TIMEOUT_S
         while self.cpu_s() < before + 0.05:
+            if time.monotonic() > began + 2:
+                began, before = time.monotonic(), self.cpu_s()
             assert time.monotonic() < deadline, "the process uses no CPU time"
             time.sleep(0.01)
 

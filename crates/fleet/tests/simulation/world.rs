@@ -132,6 +132,8 @@ struct Machine {
     /// Until when it has computed, and how many secrets of the next step that was.
     computed: Duration,
     rest: f64,
+    /// Since when it has tried only what no search wants.
+    wasting: Option<Duration>,
     /// Number of the latest plan, when to compute next.
     plan: u64,
     /// When it last looked for a leader.
@@ -161,6 +163,8 @@ struct Call {
     range: Range<Index>,
     place: Place,
     reported: Vec<Candidate>,
+    /// The index below which these were compared with the oracle's, and how many that was.
+    compared: (Index, usize),
     began: Duration,
     progressed: Duration,
 }
@@ -259,7 +263,11 @@ impl World {
             running: 0,
             latency: 30,
             troubled_until,
-            last_trouble: Duration::ZERO,
+            // Messages that were sent in trouble arrive up to a minute later.
+            last_trouble: match size {
+                Size::Small if troubled_until > Duration::ZERO => troubled_until + 60 * SECOND,
+                _ => Duration::ZERO,
+            },
             next: 0,
             hits: BTreeMap::new(),
             waits: Vec::new(),
@@ -285,6 +293,7 @@ impl World {
                 leaving: Vec::new(),
                 computed: Duration::ZERO,
                 rest: 0.0,
+                wasting: None,
                 plan: 0,
                 asked: Duration::ZERO,
             });
@@ -547,6 +556,7 @@ impl World {
         machine.leaving.clear();
         machine.computed = self.now;
         machine.rest = 0.0;
+        machine.wasting = None;
         self.act(number);
     }
 
@@ -561,13 +571,17 @@ impl World {
         while left >= 1.0
             && let Some(Trying { task, tried }) = machine.tasks.front_mut()
         {
-            let wanted = task.set.queries().map(|query| oracle_of(oracles, query));
-            let unwanted = wanted.map(|oracle| self.ended[oracle]).max();
-            let since = unwanted.unwrap_or_default().max(self.last_trouble);
-            assert!(
-                now < since.saturating_add(MOST_WASTED) || self.running == 0,
-                "agent {number} works on what no search wants"
-            );
+            let is_wanted = |query| now < self.ended[oracle_of(oracles, query)] + SECOND;
+            if task.set.queries().any(is_wanted) {
+                machine.wasting = None;
+            } else {
+                // It may have a lease of a call that a late message has begun again.
+                let wasting = *machine.wasting.get_or_insert(since);
+                assert!(
+                    now < wasting.max(machine.fate.paused_until) + MOST_WASTED || self.running == 0,
+                    "agent {number} works on what no search wants"
+                );
+            }
             let start = tried.tried;
             let end = task.range.end.min(start + left as u64);
             let (reached, hits) = scan(oracles, task, start..end, tried.hits.len());
@@ -591,6 +605,7 @@ impl World {
             machine.agent.done(tried, now);
         }
         machine.rest = if machine.tasks.is_empty() {
+            machine.wasting = None;
             0.0
         } else {
             left.min(1.0)
@@ -912,6 +927,7 @@ impl World {
             oracle,
             query,
             place: Place::Here(range.start),
+            compared: (range.start, 0),
             range,
             reported: Vec::new(),
             began: self.now,
@@ -1036,8 +1052,17 @@ impl World {
         call.reported.extend(candidates);
         let frontier = checkpoint.frontier();
         let oracle = &self.oracles[call.oracle];
-        let (expected, ideal) = oracle.expect(call.range.start..frontier);
-        assert_eq!(call.reported, expected, "call {id} up to {frontier}");
+        let (from, count) = call.compared;
+        assert!(
+            frontier >= from,
+            "call {id} goes back from {from} to {frontier}"
+        );
+        let (expected, ideal) = oracle.expect(from..frontier);
+        let new = &call.reported[count..];
+        assert_eq!(new, expected, "call {id} from {from} to {frontier}");
+        if ideal.is_none() {
+            call.compared = (frontier, call.reported.len());
+        }
         let covered = call.range.start..frontier;
         assert!(
             self.tried[call.oracle].has(&covered),
@@ -1082,7 +1107,7 @@ impl World {
         let is_wanted = |call: &Call| call.oracle == oracle;
         let mut calls = self.servers.iter().flat_map(|server| server.calls.values());
         self.ended[oracle] = if calls.any(is_wanted) {
-            Duration::MAX / 4
+            Duration::from_secs(1 << 40)
         } else {
             now
         };
@@ -1214,8 +1239,9 @@ fn scan(oracles: &[Oracle], task: &Task, range: Range<Index>, found: usize) -> (
     hits.dedup();
     // A hit that ends a search ends the lease.
     let ideal = task.set.queries().filter_map(|query| {
-        let (_, ideal) = oracles[oracle_of(oracles, query)].expect(range.clone());
-        Some(ideal?.index)
+        let oracle = &oracles[oracle_of(oracles, query)];
+        let mut hits = oracle.hits(range.clone()).iter();
+        hits.find(|hit| oracle.is_ideal(hit)).map(|hit| hit.index)
     });
     if let Some(ideal) = ideal.min() {
         hits.retain(|hit| *hit <= ideal);

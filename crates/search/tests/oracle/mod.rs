@@ -47,15 +47,14 @@ impl Oracle {
 
     /// Returns what one thread reports of a range, and the ideal hit that ends it, if there is one.
     pub(crate) fn expect(&self, range: Range<Index>) -> (Vec<Candidate>, Option<Candidate>) {
-        let mut hits = self.hits(range).iter().copied();
-        let mut reported = Vec::new();
-        let ideal = hits.find(|hit| {
-            let is_ideal = hit.distance <= self.query.ideal_distance().get();
-            if !is_ideal {
-                reported.push(*hit);
-            }
-            is_ideal
-        });
-        (reported, ideal)
+        let hits = self.hits(range);
+        let ideal = hits.iter().position(|hit| self.is_ideal(hit));
+        let reported = &hits[..ideal.unwrap_or(hits.len())];
+        (reported.to_vec(), ideal.map(|place| hits[place]))
+    }
+
+    /// Whether a hit ends a search.
+    pub(crate) fn is_ideal(&self, hit: &Candidate) -> bool {
+        hit.distance <= self.query.ideal_distance().get()
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     error::Error,
     fmt, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     pin::pin,
     str::FromStr,
@@ -83,6 +84,20 @@ pub enum InvalidAddress {
 }
 
 impl BrokerAddress {
+    /// Whether what is sent there is encrypted, or stays on this machine.
+    fn is_protected(&self) -> bool {
+        let is_here = |host: &String| {
+            let address = host.parse::<ServerAddr>();
+            address.is_ok_and(|address| {
+                let host = address.host();
+                let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+                host.eq_ignore_ascii_case("localhost")
+                    || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
+            })
+        };
+        self.tls || self.hosts.iter().all(is_here)
+    }
+
     /// Returns the name of the pool.
     #[must_use]
     pub fn pool(&self) -> &Arc<str> {
@@ -158,6 +173,29 @@ pub struct BrokerOptions {
     pub credentials: Option<PathBuf>,
     /// Certificate authorities to trust (PEM), instead of those of the system.
     pub tls_ca: Option<PathBuf>,
+}
+
+impl BrokerOptions {
+    /// Checks the files, as [`Broker::connect`] does.
+    ///
+    /// # Errors
+    ///
+    /// If a file is wrong, or if its password would be sent unencrypted.
+    pub fn check(&self) -> Result<(), ConnectError> {
+        self.use_files(ConnectOptions::new()).map(drop)
+    }
+
+    /// Adds what the files contain.
+    fn use_files(&self, mut nats: ConnectOptions) -> Result<ConnectOptions, ConnectError> {
+        if let Some(path) = &self.credentials {
+            nats = with_credentials(nats, path, self.address.is_protected())?;
+        }
+        if let Some(path) = &self.tls_ca {
+            check_authorities(path)?;
+            nats = nats.add_root_certificates(path.clone());
+        }
+        Ok(nats)
+    }
 }
 
 /// Why a machine cannot be part of a fleet.
@@ -257,11 +295,11 @@ impl Broker {
         let BrokerOptions {
             address,
             credentials,
-            tls_ca,
+            ..
         } = options;
         let broker = address.clone();
         let warned = Mutex::new(None);
-        let mut nats = ConnectOptions::new()
+        let nats = ConnectOptions::new()
             .name(name)
             .custom_inbox_prefix(format!("_INBOX.{}", inbox(name)))
             .connection_timeout(CONNECT_TIMEOUT)
@@ -285,13 +323,7 @@ impl Broker {
                 }
                 async {}
             });
-        if let Some(path) = credentials {
-            nats = with_credentials(nats, path)?;
-        }
-        if let Some(path) = tls_ca {
-            check_authorities(path)?;
-            nats = nats.add_root_certificates(path.clone());
-        }
+        let nats = options.use_files(nats)?;
         let client = nats.connect(&address.hosts[..]).await;
         let client = client.map_err(|error| {
             let address = address.clone();
@@ -420,7 +452,11 @@ fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
     Some((numbers.next()??, numbers.next()??, numbers.next()??))
 }
 
-fn with_credentials(nats: ConnectOptions, path: &Path) -> Result<ConnectOptions, ConnectError> {
+fn with_credentials(
+    nats: ConnectOptions,
+    path: &Path,
+    is_protected: bool,
+) -> Result<ConnectOptions, ConnectError> {
     let wrong = |why: &str| ConnectError::File {
         path: path.to_owned(),
         why: why.to_owned(),
@@ -440,6 +476,9 @@ fn with_credentials(nats: ConnectOptions, path: &Path) -> Result<ConnectOptions,
         return Ok(nats.nkey(line.to_owned()));
     }
     match line.split_once(':') {
+        Some((user, _)) if !user.is_empty() && !is_protected => Err(wrong(
+            "a password would be sent unencrypted to another machine; use tls:// or an NKey",
+        )),
         Some((user, password)) if !user.is_empty() => {
             Ok(nats.user_and_password(user.to_owned(), password.to_owned()))
         }
@@ -501,6 +540,21 @@ mod tests {
             ("nats://broker/a/b", InvalidAddress::Pool),
         ] {
             assert_eq!(text.parse::<BrokerAddress>(), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn passwords_are_sent_encrypted_or_to_this_machine() {
+        for (text, is_protected) in [
+            ("nats://127.0.0.1", true),
+            ("nats://[::1]:4222", true),
+            ("nats://localhost:4222/pool", true),
+            ("tls://broker.example", true),
+            ("nats://broker.example", false),
+            ("nats://127.0.0.1,10.0.0.1", false),
+        ] {
+            let address: BrokerAddress = text.parse().unwrap();
+            assert_eq!(address.is_protected(), is_protected, "{text}");
         }
     }
 

@@ -158,6 +158,9 @@ impl Settings {
         let tls = self.tls.clone().map(Tls::load).transpose()?;
         let has_client_certificates = self.tls.as_ref().is_some_and(|tls| tls.clients.is_some());
         let auth = Auth::load(&self.auth, has_client_certificates)?;
+        if let Some(fleet) = &self.fleet {
+            fleet.check()?;
+        }
         let place = match &self.listen {
             None => Place::Nowhere,
             Some(Listen::Unix(path)) => {

@@ -29,7 +29,8 @@ pub(crate) struct FleetArguments {
 pub(crate) struct FleetFiles {
     /// File with the broker's credentials
     ///
-    /// A .creds file of NATS, a line with the seed of an NKey, or a line USER:PASSWORD.
+    /// A .creds file of NATS, a line with the seed of an NKey, or a line USER:PASSWORD. A password
+    /// is sent only with TLS or to the same machine.
     #[arg(long, value_name = "PATH", help_heading = "Fleet")]
     fleet_credentials: Option<PathBuf>,
 
@@ -46,6 +47,11 @@ impl FleetArguments {
 }
 
 impl FleetFiles {
+    /// Whether no file is given.
+    pub(crate) fn are_default(&self) -> bool {
+        self.fleet_credentials.is_none() && self.fleet_ca.is_none()
+    }
+
     /// Returns how to connect to this broker.
     pub(crate) fn options(self, address: BrokerAddress) -> BrokerOptions {
         BrokerOptions {

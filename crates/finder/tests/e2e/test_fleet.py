@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -289,6 +290,15 @@ def nkey():
     return encoded(bytes([user_kind]) + key.public_key().public_bytes_raw()), encoded(seed)
 
 
+def rights(user):
+    """Returns the rights of a user, as the table in docs/fleet.md has them."""
+    text = (HERE.parents[3] / "docs/fleet.md").read_text()
+    (row,) = re.findall(rf"^\| {user}.*hf\.POOL.*\|$", text, re.M)
+    publish, subscribe = (re.findall("`([^`]*\\.[^`]*)`", cell) for cell in row.split("|")[2:4])
+    rights = json.dumps({"publish": publish, "subscribe": subscribe}).replace("POOL", "default")
+    return f'"permissions": {rights}'
+
+
 def test_credentials_and_tls(tmp_path, processes):
     ours, theirs = Authority(tmp_path, "ours"), Authority(tmp_path, "theirs")
     certificate, private_key = ours.server().files
@@ -296,7 +306,8 @@ def test_credentials_and_tls(tmp_path, processes):
     config = tmp_path / "nats.conf"
     config.write_text(
         f'tls {{ cert_file: "{certificate}", key_file: "{private_key}" }}\n'
-        f'authorization {{ users: [ {{ user: "fleet", password: "let me in" }}, {{ nkey: "{public}" }} ] }}\n'
+        f'authorization {{ users: [ {{ user: "fleet", password: "let me in", {rights("servers")} }}, '
+        f'{{ nkey: "{public}", {rights("agents")} }} ] }}\n'
     )
     fleet = Fleet(tmp_path / "broker", processes, config=config)
     fleet.url = fleet.url.replace("nats://", "tls://")
@@ -316,6 +327,11 @@ def test_credentials_and_tls(tmp_path, processes):
     before = agent.cpu_s()
     assert searched(server, *searching) == expected(*searching)
     assert agent.cpu_s() > before + 0.1
+    # Over an unencrypted connection to another machine, a password is not sent.
+    fleet.url = fleet.url.replace("tls://127.0.0.1", "nats://192.0.2.1")
+    done = status(fleet, "--fleet-credentials", str(password))
+    assert (done.returncode, "would be sent unencrypted" in done.stderr) == (2, True), done
+    fleet.url = fleet.url.replace("nats://192.0.2.1", "tls://127.0.0.1")
     for flags, code, message in [
         ([*trust], 5, "rejects a connection without credentials"),
         (["--fleet-credentials", str(wrong), *trust], 5, f"rejects the credentials in {wrong}"),

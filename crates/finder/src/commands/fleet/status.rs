@@ -30,8 +30,8 @@ const UPDATED_EVERY: Duration = Duration::from_secs(1);
 ///
 /// On a terminal, the table is updated each second until ctrl-C. Otherwise it is printed once, with
 /// a line for each agent and columns separated by tabs: the agent, its state (working, idle,
-/// draining, silent or distrusted), hashes per second, leases, seconds since it was last heard of,
-/// reports that were wrong, and its version.
+/// draining, silent or distrusted), hashes per second, leases, seconds since its last message,
+/// false reports, and its version.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -42,7 +42,7 @@ Exit codes:
     0  shown
     1  no server leads the fleet
     2  the command line or a file is wrong
-    5  the broker, the leader or the output failed
+    5  the broker, the leader or the output failed (on a terminal, the table says so instead)
   130  stopped by ctrl-C before anything was shown (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM)")]
 pub(super) struct StatusArguments {
     #[command(flatten)]
@@ -84,7 +84,10 @@ async fn show_status(arguments: StatusArguments, is_live: bool, live: &mut Live)
         let status = status(&broker).await;
         let text = match status {
             Ok(status) if arguments.json => as_json(&status),
-            Ok(status) if is_live => live.draw(&table(&status), height()),
+            Ok(status) if is_live => {
+                let height = height();
+                live.draw(&table(&status, height), height)
+            }
             Ok(status) => tabs(&status),
             Err(wrong) if is_live => live.draw(&[wrong.to_string()], height()),
             Err(wrong) if wrong.is_without_leader() => {
@@ -152,18 +155,24 @@ fn tabs(status: &FleetStatus) -> String {
     lines.collect()
 }
 
-fn table(status: &FleetStatus) -> Vec<String> {
+/// Returns the table, with at most `height` lines, but at least one agent.
+fn table(status: &FleetStatus, height: usize) -> Vec<String> {
     let leader = &status.leader;
+    let (searches, agents) = (status.calls, leader.agents);
     let mut lines = vec![
         format!(
-            "leader {}, term {}; {} searches",
+            "leader {}, term {}; {searches} {}",
             as_text(&leader.server),
             leader.term.number,
-            status.calls
+            if searches == 1 { "search" } else { "searches" },
         ),
         format!(
-            "{} agents take leases, {:.1} MH/s together",
-            leader.agents,
+            "{agents} {}, {:.1} MH/s together",
+            if agents == 1 {
+                "agent gets leases"
+            } else {
+                "agents get leases"
+            },
             leader.rate / 1e6
         ),
     ];
@@ -173,8 +182,14 @@ fn table(status: &FleetStatus) -> Vec<String> {
     let titles = [
         "AGENT", "STATE", "MH/S", "LEASES", "SEEN", "WRONG", "VERSION",
     ];
+    // The lines above, an empty one and the titles take four. If not all agents fit, the line "and
+    // N more" takes another.
+    let (mut room, all) = (height.saturating_sub(4).max(1), status.agents.len());
+    if all > room {
+        room = room.saturating_sub(1).max(1);
+    }
     let mut rows = vec![titles.map(str::to_owned)];
-    rows.extend(status.agents.iter().map(|agent| {
+    rows.extend(status.agents.iter().take(room).map(|agent| {
         [
             as_text(&agent.agent),
             state(agent).to_owned(),
@@ -187,5 +202,51 @@ fn table(status: &FleetStatus) -> Vec<String> {
     }));
     lines.push(String::new());
     lines.extend(in_table(&rows));
+    if all > room {
+        lines.push(format!("and {} more", all - room));
+    }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use hashfinder_fleet_nats::{Beat, Term};
+
+    use super::*;
+
+    #[test]
+    fn the_table_fits_on_the_terminal() {
+        let agent = |number: usize| Listed {
+            agent: format!("agent-{number}").into(),
+            version: "1".into(),
+            rate: 1e6,
+            leases: 2,
+            silent_for: Duration::ZERO,
+            is_draining: false,
+            false_reports: 0,
+            is_trusted: true,
+        };
+        let status = |agents: usize| FleetStatus {
+            leader: Beat {
+                term: Term::default(),
+                server: "web".into(),
+                resigns: false,
+                agents: agents as u32,
+                rate: 1e6,
+            },
+            calls: 1,
+            agents: (0..agents).map(agent).collect(),
+        };
+        for (agents, height, lines, last) in [
+            (0, 24, 2, "0 agents get leases, 1.0 MH/s together"),
+            (20, 24, 24, "agent-19"),
+            (21, 24, 24, "and 2 more"),
+            (4_000, 24, 24, "and 3981 more"),
+            (5, 3, 6, "and 4 more"),
+        ] {
+            let table = table(&status(agents), height);
+            assert_eq!(table.len(), lines, "{agents} agents");
+            assert!(table.last().unwrap().starts_with(last), "{table:?}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use hashfinder_fleet_nats::BrokerAddress;
 use hashfinder_search::Kernel;
@@ -214,6 +214,10 @@ impl ServeArguments {
     ///
     /// If a flag is given without another one that it needs.
     pub(super) fn settings(self) -> Result<Settings> {
+        ensure!(
+            self.fleet.is_some() || self.fleet_files.are_default(),
+            "--fleet-credentials and --fleet-ca need --fleet"
+        );
         let listen = match self.unix {
             Some(path) => Listen::Unix(path),
             None => Listen::Tcp {

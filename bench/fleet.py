@@ -1,5 +1,5 @@
 """Measures a fleet on this machine: its rate beside one process, how soon a cancelled search frees
-the agents, how many messages it costs, and how soon another server leads.
+the agents, how many messages it costs, how soon another server leads, and how much is repeated.
 
 Usage: fleet.py PROGRAM BROKER SECONDS CANCELS. Prints lines `NAME: VALUE`. Everything runs on the
 loopback.
@@ -8,6 +8,8 @@ loopback.
 import asyncio
 import datetime
 import json
+import math
+import os
 import pathlib
 import re
 import socket
@@ -54,14 +56,25 @@ class Process:
 
 
 class Fleet:
-    def __init__(self, folder, servers=1, agents=2):
-        self.folder, self.port, self.monitor = folder, free_port(), free_port()
-        self.url = f"nats://127.0.0.1:{self.port}"
-        store = f"{folder}/store{self.port}"
-        command = [BROKER, "-a", "127.0.0.1", "-js", "-sd", store, "-p", str(self.port)]
-        self.processes = []
-        self.broker = self.start("broker", *command, "-m", str(self.monitor))
-        self.broker.wait_for("Server is ready")
+    def __init__(self, folder, servers=1, agents=2, brokers=1):
+        self.folder, self.processes = folder, []
+        ports = [free_port() for _ in range(brokers)]
+        routes = [free_port() for _ in range(brokers)]
+        self.monitors = [free_port() for _ in range(brokers)]
+        self.port = ports[0]
+        self.url = "nats://" + ",".join(f"127.0.0.1:{port}" for port in ports)
+        self.brokers = []
+        for port, route, monitor in zip(ports, routes, self.monitors):
+            config = pathlib.Path(f"{folder}/nats-{port}.conf")
+            text = f"server_name: b{port}\nlisten: 127.0.0.1:{port}\nhttp: 127.0.0.1:{monitor}\n"
+            text += f'jetstream {{ store_dir: "{folder}/store{port}" }}\n'
+            if brokers > 1:
+                to = ", ".join(f"nats://127.0.0.1:{route}" for route in routes)
+                text += f"cluster {{ name: c, listen: 127.0.0.1:{route}, routes: [{to}] }}\n"
+            config.write_text(text)
+            self.brokers.append(self.start("broker", BROKER, "-c", config))
+        for broker in self.brokers:
+            broker.wait_for("Server is ready")
         self.ports = [free_port() for _ in range(servers)]
         self.servers, self.metrics = [], [free_port() for _ in range(servers)]
         for port, metrics in zip(self.ports, self.metrics):
@@ -76,7 +89,12 @@ class Fleet:
             self.agents.append(self.start("agent", PROGRAM, "agent", *flags, env=environment))
         for agent in self.agents:
             agent.wait_for("following the leader")
-        time.sleep(1.5)
+        deadline = time.monotonic() + 60
+        while any(
+            self.metric("hashfinder_fleet_agents", server) < agents for server in range(servers)
+        ):
+            assert time.monotonic() < deadline, "the servers see no agents"
+            time.sleep(0.1)
 
     def start(self, name, *command, **kwargs):
         log = f"{self.folder}/{name}-{len(self.processes)}-{self.port}.log"
@@ -84,8 +102,27 @@ class Fleet:
         return self.processes[-1]
 
     def messages(self):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor}/varz") as page:
-            return json.load(page)["in_msgs"]
+        """Returns the number of messages from and to agents."""
+        url = f"http://127.0.0.1:{self.monitors[0]}/connz"
+        with urllib.request.urlopen(url) as page:
+            connections = json.load(page)["connections"]
+        agents = [one for one in connections if one.get("name", "").startswith("agent-")]
+        assert len(agents) == len(self.agents)
+        return sum(one["in_msgs"] + one["out_msgs"] for one in agents)
+
+    def leader(self):
+        """Returns the number of the server that leads."""
+        leads = [self.metric("hashfinder_fleet_leads", number) for number in range(len(self.ports))]
+        return leads.index(1)
+
+    def key_broker(self):
+        """Returns the broker that leads the stream with the leader's key."""
+        url = f"http://127.0.0.1:{self.monitors[0]}/jsz?streams=1"
+        with urllib.request.urlopen(url) as page:
+            (account,) = json.load(page)["account_details"]
+        (stream,) = account["stream_detail"]
+        ports = [int(port) for port in re.findall(r"127.0.0.1:(\d+)", self.url)]
+        return self.brokers[ports.index(int(stream["cluster"]["leader"][1:]))]
 
     def metric(self, name, server=0):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics[server]}/metrics") as page:
@@ -119,12 +156,10 @@ def stamps(agent, text):
 
 def one_query(folder):
     fleet = Fleet(folder)
-    ratios = []
-    for _ in range(3):
-        alone = rate_of("--threads", "2")
-        together = rate_of("--server", f"127.0.0.1:{fleet.ports[0]}")
-        ratios.append(together / alone)
-    print(f"one query: {statistics.median(ratios)}")
+    # Both have two threads, and the server waits.
+    alone = rate_of("--threads", "2")
+    together = rate_of("--server", f"127.0.0.1:{fleet.ports[0]}")
+    print(f"one query: {together / alone}")
     # The only search now is the one that follows.
     searching = find(HARD, "--server", f"127.0.0.1:{fleet.ports[0]}")
     time.sleep(3)
@@ -133,8 +168,7 @@ def one_query(folder):
     per_second = (fleet.messages() - before) / (time.monotonic() - began)
     searching.kill()
     searching.wait()
-    # Besides `work` and its reply: two beats, an `ask` and a `told` each second at most.
-    print(f"messages: {(per_second - 2) / 2}")
+    print(f"messages: {per_second / 2}")
     fleet.end()
 
 
@@ -206,43 +240,69 @@ def cancels(folder, count):
         searching.wait()
         for agent, at in zip(fleet.agents, since):
             agent.wait_for("no lease is left", at)
-        idle = max(stamps(agent, "no lease is left")[-1] for agent in fleet.agents)
-        waits.append(1e3 * (idle - cancelled))
+        idle = [min(at for at in stamps(agent, "no lease is left") if at >= cancelled - 0.0005)
+                for agent in fleet.agents]
+        waits.append(1e3 * (max(idle) - cancelled))
     over.set()
     thread.join()
     fleet.end()
     waits.sort()
     print(f"cancel p50 {count}: {statistics.median(waits)}")
-    print(f"cancel p99 {count}: {waits[min(len(waits) - 1, int(len(waits) * 0.99))]}")
+    # By nearest rank.
+    print(f"cancel p99 {count}: {waits[math.ceil(len(waits) * 0.99) - 1]}")
 
 
-def failover(folder):
-    fleet = Fleet(folder, servers=2)
-    leads = [int(fleet.metric("hashfinder_fleet_leads", server)) for server in (0, 1)]
-    leader = leads.index(1)
-    searching = find(HARD, "--server", f"127.0.0.1:{fleet.ports[1 - leader]}")
-    for agent in fleet.agents:
-        agent.wait_for("trying a lease")
-    time.sleep(2)
-    killed = time.time()
-    since = [len(agent.text()) for agent in fleet.agents]
-    fleet.servers[leader].kill()
-    for agent, at in zip(fleet.agents, since):
-        agent.wait_for("following the leader", at)
-        followed = len(agent.text()[:at]) + agent.text()[at:].index("following the leader")
-        agent.wait_for("trying a lease", followed)
+def cpu_s(process):
+    """Returns the CPU seconds that a process has used."""
+    fields = pathlib.Path(f"/proc/{process.popen.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def failover(folder, brokers):
+    """Kills the leader during a search, and with it the broker that leads the stream of its key, if
+    there are several."""
+    fleet = Fleet(folder, servers=2, brokers=brokers)
+    leader = fleet.leader()
+    at = ["--server", f"127.0.0.1:{fleet.ports[1 - leader]}"]
+
+    def agents_cpu_s(disturb):
+        before = sum(map(cpu_s, fleet.agents))
+        since = [len(agent.text()) for agent in fleet.agents]
+        searching = find(HARD, "--maximum-hashes", budget, *at)
+        for agent, begin in zip(fleet.agents, since):
+            agent.wait_for("trying a lease", begin)
+        disturb()
+        searching.wait()
+        return sum(map(cpu_s, fleet.agents)) - before
+
     first = []
-    for agent, at in zip(fleet.agents, since):
-        text = agent.text()[at:]
-        text = text[text.index("following the leader") :]
-        line = next(line for line in text.splitlines() if "trying a lease" in line)
-        utc = datetime.timezone.utc
-        at = datetime.datetime.fromisoformat(line.split("Z ")[0]).replace(tzinfo=utc)
-        first.append(at.timestamp())
-    searching.kill()
-    searching.wait()
+
+    def kill():
+        time.sleep(work / 4)
+        since = [len(agent.text()) for agent in fleet.agents]
+        killed = time.time()
+        if brokers > 1:
+            fleet.key_broker().popen.kill()
+        fleet.servers[leader].popen.kill()
+        for agent, begin in zip(fleet.agents, since):
+            agent.wait_for("following the leader", begin)
+            followed = begin + agent.text()[begin:].index("following the leader")
+            agent.wait_for("trying a lease", followed)
+            lines = agent.text()[followed:].splitlines()
+            line = next(line for line in lines if "trying a lease" in line)
+            utc = datetime.timezone.utc
+            begun = datetime.datetime.fromisoformat(line.split("Z ")[0]).replace(tzinfo=utc)
+            first.append(begun.timestamp() - killed)
+
+    # Seconds of work for both agents.
+    work = max(4, SECONDS / 4)
+    budget = str(int(rate_of("--threads", "2") * 1e6 * work))
+    undisturbed = agents_cpu_s(lambda: None)
+    repeated = (agents_cpu_s(kill) - undisturbed) / len(fleet.agents)
     fleet.end()
-    print(f"first lease: {max(first) - killed}")
+    what = "" if brokers == 1 else ", with its stream's leader"
+    print(f"first lease{what}: {max(first)}")
+    print(f"repeated{what}: {max(0, repeated)}")
 
 
 with tempfile.TemporaryDirectory() as folder:
@@ -250,4 +310,6 @@ with tempfile.TemporaryDirectory() as folder:
     many_queries(folder)
     cancels(folder, 48)
     cancels(folder, 498)
-    failover(folder)
+    failover(folder, brokers=1)
+    if SECONDS > 10:
+        failover(folder, brokers=3)

@@ -1,7 +1,7 @@
 //! `cargo xtask long NAME`: runs the long forms of checks whose short forms are tests, and writes
 //! their figures into `bench/RESULTS.md`.
 
-use std::{process::Command, time::Instant};
+use std::{env, fmt::Write as _, process::Command, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -23,12 +23,12 @@ const TRIALS: &str = "10000";
 const KILLS: &str = "1000";
 
 /// Number of simulated schedules of a small fleet, and of kills of the processes of a real one. The
-/// tests take a twentieth or less.
+/// tests take a fiftieth or less.
 const FLEET_SCHEDULES: &str = "100000";
 const FLEET_KILLS: &str = "500";
 
-/// Sizes of large simulated fleets, and how often 40 searches run in each.
-const FLEETS: [(&str, &str); 2] = [("2200", "200"), ("10000", "3")];
+/// Sizes of large simulated fleets, how often each runs, and the number of searches.
+const FLEETS: [(&str, &str, &str); 2] = [("2200", "200", "40"), ("10000", "3", "10")];
 
 /// Seconds between the starts of operations that search the same secrets. In the tests, it is one
 /// second.
@@ -113,32 +113,71 @@ pub(crate) fn operations() -> Result<()> {
     )
 }
 
-/// Simulates fleets, and kills the processes of a real one again and again.
-pub(crate) fn fleet() -> Result<()> {
-    let simulation = "test --release -p hashfinder-fleet --test simulation";
-    step("the tests", &mut cargo(&format!("{simulation} --no-run")))?;
-    let python = prepare_python()?;
-    let mut small = cargo(&format!("{simulation} whatever_fails"));
-    let (minutes, _) = timed(small.env("FLEET_SCHEDULES", FLEET_SCHEDULES))?;
-    let mut text = format!(
-        "{FLEET_SCHEDULES} simulated schedules of up to 8 agents and 3 servers: every answer is \
-         that of one thread, in {minutes:.0} minutes.\n\nForty searches, one after another, with \
-         and without trouble (a hundredth of all messages lost, an agent's death each second). \
-         Every answer is that of one thread. The wait is from the hit to the answer:\n\n"
-    );
-    for (agents, runs) in FLEETS {
-        let mut large = cargo(&format!("{simulation} soon_after_a_hit -- --nocapture"));
+/// Runs one of the long checks of fleets, or all of them. Together they take six hours. Their sizes
+/// can be set by `FLEET_SCHEDULES`, `FLEET_RUNS` and `FLEET_KILLS`, and the sections say them.
+pub(crate) fn fleet(part: Option<&str>) -> Result<()> {
+    if part.is_none_or(|part| part == "schedules") {
+        fleet_schedules()?;
+    }
+    if part.is_none_or(|part| part == "waits") {
+        fleet_waits()?;
+    }
+    if part.is_none_or(|part| part == "kills") {
+        fleet_kills()?;
+    }
+    Ok(())
+}
+
+const SIMULATION: &str = "test --release -p hashfinder-fleet --test simulation";
+
+fn size(variable: &str, default: &str) -> String {
+    env::var(variable).unwrap_or_else(|_| default.to_owned())
+}
+
+/// Simulates small fleets.
+fn fleet_schedules() -> Result<()> {
+    step("the tests", &mut cargo(&format!("{SIMULATION} --no-run")))?;
+    let schedules = size("FLEET_SCHEDULES", FLEET_SCHEDULES);
+    let mut small = cargo(&format!("{SIMULATION} whatever_fails"));
+    let (minutes, _) = timed(small.env("FLEET_SCHEDULES", &schedules))?;
+    write(
+        "Fleets: simulated schedules",
+        "fleet schedules",
+        &format!(
+            "{schedules} schedules of up to 8 agents and 3 servers: every answer is that of one \
+             thread, in {minutes:.0} minutes."
+        ),
+    )
+}
+
+/// Measures how long answers of large simulated fleets wait.
+fn fleet_waits() -> Result<()> {
+    step("the tests", &mut cargo(&format!("{SIMULATION} --no-run")))?;
+    let mut text = "Searches, one after another, with and without trouble (a hundredth of all \
+                    messages lost, an agent's death each second). Every answer is that of one \
+                    thread. The wait is from the hit to the answer:\n\n"
+        .to_owned();
+    for (agents, runs, searches) in FLEETS {
+        let runs = size("FLEET_RUNS", runs);
+        let mut large = cargo(&format!("{SIMULATION} soon_after_a_hit -- --nocapture"));
         large
             .env("FLEET_AGENTS", agents)
-            .env("FLEET_RUNS", runs)
-            .env("FLEET_SEARCHES", "40");
+            .env("FLEET_RUNS", &runs)
+            .env("FLEET_SEARCHES", searches);
         // The figures are printed on stderr, where libtest does not capture them.
         let output = large.current_dir(root()).output()?;
         ensure!(output.status.success(), "{large:?} failed");
         let printed = String::from_utf8_lossy(&output.stderr).into_owned();
-        let lines = printed.lines().filter(|line| line.starts_with("agents "));
-        text += &lines.map(|line| format!("- {line}\n")).collect::<String>();
+        for line in printed.lines().filter(|line| line.starts_with("agents ")) {
+            writeln!(text, "- runs {runs} of {searches} searches, {line}")?;
+        }
     }
+    write("Fleets: waits for answers", "fleet waits", &text)
+}
+
+/// Kills the processes of a real fleet again and again.
+fn fleet_kills() -> Result<()> {
+    let python = prepare_python()?;
     step(
         "the program",
         &mut cargo("build --workspace --bins --features hashfinder/jemalloc"),
@@ -150,14 +189,17 @@ pub(crate) fn fleet() -> Result<()> {
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("BROKERS", prepare_brokers(&python)?)
         .env("HASHFINDER", target().join("debug/hashfinder"))
-        .env("FLEET_KILLS", FLEET_KILLS);
+        .env("FLEET_KILLS", size("FLEET_KILLS", FLEET_KILLS));
     let (minutes, printed) = timed(&mut tests)?;
     let kills = printed
         .lines()
         .find_map(|line| line.strip_prefix("fleet kills: "));
     let kills = kills.context("the test did not print its kills")?;
-    text += &format!("\nReal processes, killed in {minutes:.0} minutes: {kills}.");
-    write("Fleets", "fleet", &text)
+    write(
+        "Fleets: kills",
+        "fleet kills",
+        &format!("Processes killed in {minutes:.0} minutes: {kills}."),
+    )
 }
 
 /// Runs many random schedules of the engine, of operations and of the cancellation layer.

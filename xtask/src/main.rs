@@ -51,7 +51,9 @@ Long forms of checks, which write bench/RESULTS.md or, for attacks and soak, ben
   long kernels        10^9 secrets for every kernel
   long kills          10,000 searches, stopped in every way and resumed
   long operations     1,000 kills of a server that runs operations
-  long fleet          10^5 simulated schedules of fleets, and 500 kills of the processes of a real one
+  long fleet [schedules | waits | kills]
+                      10^5 simulated schedules of fleets, large fleets, and 500 kills of the processes
+                      of a real one: six hours in all
   long schedules      10^6 random schedules of the engine, operations and the cancellation layer
   long streams        10^6 streams, started and cancelled
   long image          the static program of the container image
@@ -90,7 +92,10 @@ fn main() -> ExitCode {
         (["long", "kernels"], Form::Long) => long::kernels(),
         (["long", "kills"], Form::Long) => long::kills(),
         (["long", "operations"], Form::Long) => long::operations(),
-        (["long", "fleet"], Form::Long) => long::fleet(),
+        (["long", "fleet"], Form::Long) => long::fleet(None),
+        (["long", "fleet", part @ ("schedules" | "waits" | "kills")], Form::Long) => {
+            long::fleet(Some(*part))
+        }
         (["long", "schedules"], Form::Long) => long::schedules(),
         (["long", "streams"], Form::Long) => long::streams(),
         (["long", "image"], form) => image::run(form),

@@ -239,3 +239,172 @@ impl Leading {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fastrand::Rng;
+    use hashfinder_fleet::{KeyAction, Stored};
+    use hashfinder_search::{Cursor, Distance, Query};
+    use prost::Message;
+
+    use super::*;
+
+    /// Lets an election lead, with a broker that always answers.
+    fn lead(election: &mut Election, revision: &mut u64, now: Duration) {
+        election.connection(true, now);
+        let mut action = election.tick(now);
+        while let Some(next) = action.take() {
+            action = match next {
+                KeyAction::Read => election.has_read(Some(Stored::default()), now),
+                KeyAction::Write { .. } | KeyAction::Release { .. } => {
+                    *revision += 1;
+                    election.has_written(Some(*revision), now)
+                }
+            };
+        }
+    }
+
+    fn number(rng: &mut Rng) -> u64 {
+        match rng.u8(..6) {
+            0 => u64::MAX - rng.u64(..3),
+            1 => 1 << rng.u8(..64),
+            2 => rng.u64(..),
+            _ => rng.u64(..40),
+        }
+    }
+
+    fn index(rng: &mut Rng) -> Option<pb::Index> {
+        let high = if rng.u8(..10) == 0 { number(rng) } else { 0 };
+        let low = number(rng);
+        (rng.u8(..10) > 0).then_some(pb::Index { low, high })
+    }
+
+    fn duration(rng: &mut Rng) -> Option<prost_types::Duration> {
+        let seconds = number(rng) as i64;
+        let nanos = number(rng) as i32;
+        (rng.u8(..10) > 0).then_some(prost_types::Duration { seconds, nanos })
+    }
+
+    fn work(rng: &mut Rng, term: Term, sequence: u64) -> pb::Work {
+        let report = |rng: &mut Rng| pb::Report {
+            lease: rng.u64(..sequence + 2),
+            tried: index(rng),
+            hits: (0..rng.u8(..3)).filter_map(|_| index(rng)).collect(),
+            took: duration(rng),
+            failed: rng.u8(..10) == 0,
+        };
+        pb::Work {
+            protocol: if rng.u8(..20) == 0 { 0 } else { wire::PROTOCOL },
+            agent: "agent".to_owned(),
+            sequence,
+            answered: number(rng),
+            term: Some(wire::term(term)),
+            rate: [1e6, 0.0, -1.0, f64::NAN, f64::INFINITY, 1e300][rng.usize(..6)],
+            is_draining: rng.u8(..20) == 0,
+            holds: (0..rng.u8(..4)).map(|_| rng.u64(..sequence + 2)).collect(),
+            reports: (0..rng.u8(..3)).map(|_| report(rng)).collect(),
+            knows: (0..rng.u8(..3)).map(|_| number(rng)).collect(),
+            version: "1".to_owned(),
+        }
+    }
+
+    fn renewal(rng: &mut Rng, query: &str) -> pb::CallRenewal {
+        let range = |rng: &mut Rng| pb::Range {
+            start: index(rng),
+            end: index(rng),
+        };
+        if rng.bool() {
+            let start = Some(wire::index(rng.u64(..40)));
+            let end = Some(wire::index(u64::MAX));
+            return pb::CallRenewal {
+                call: rng.u8(..3).to_string(),
+                server: ["server", "other"][rng.usize(..2)].to_owned(),
+                client: Some(pb::Client::default()),
+                query: query.to_owned(),
+                checkpoint: Some(pb::Checkpoint {
+                    to_cover: vec![pb::Range { start, end }],
+                    held: Vec::new(),
+                    end,
+                }),
+                from: start,
+                ..pb::CallRenewal::default()
+            };
+        }
+        pb::CallRenewal {
+            call: rng.u8(..3).to_string(),
+            server: ["server", "other"][rng.usize(..2)].to_owned(),
+            client: (rng.u8(..10) > 0).then(|| pb::Client {
+                name: "client".to_owned(),
+                weight: number(rng) as u32,
+                hashes_per_second: number(rng),
+            }),
+            query: query.to_owned(),
+            checkpoint: (rng.u8(..10) > 0).then(|| pb::Checkpoint {
+                to_cover: (0..=rng.u8(..3)).map(|_| range(rng)).collect(),
+                held: (0..rng.u8(..2)).filter_map(|_| index(rng)).collect(),
+                end: index(rng),
+            }),
+            from: index(rng),
+            term: Some(pb::Term {
+                number: number(rng),
+                nonce: number(rng),
+            }),
+            stops: rng.u8(..10) == 0,
+        }
+    }
+
+    /// A leader survives what broken or hostile machines send, and still deals leases.
+    #[test]
+    fn no_message_makes_a_leader_panic() {
+        let query = Query::new("hashfinder".parse().unwrap(), Distance::ZERO).unwrap();
+        let text = Cursor::new(&query, 0).to_string();
+        for seed in 0..20 {
+            let mut rng = Rng::with_seed(seed);
+            let (mut now, mut revision) = (Duration::ZERO, 0);
+            let mut election = Election::new("server".into(), seed, now);
+            while election.term().is_none() {
+                now += Duration::from_millis(100);
+                lead(&mut election, &mut revision, now);
+            }
+            let term = election.term().unwrap();
+            let mut leading = Leading::new(term, "server".into(), LeaderSettings::default());
+            let mut leases = 0;
+            for sequence in 1..500 {
+                now += Duration::from_millis(rng.u64(..200));
+                lead(&mut election, &mut revision, now);
+                let (kind, mut payload) = match rng.u8(..8) {
+                    0..5 => {
+                        let mut work = work(&mut rng, term, sequence);
+                        // One that has lied too often gets no leases.
+                        work.agent = format!("agent{}", sequence / 10);
+                        let kind = format!("{term}.work.{}", work.agent);
+                        (kind, work.encode_to_vec())
+                    }
+                    5..7 => {
+                        let message = renewal(&mut rng, &text).encode_to_vec();
+                        (format!("{term}.renew"), message)
+                    }
+                    _ => {
+                        let call = rng.u8(..3).to_string();
+                        (format!("{term}.end"), pb::End { call }.encode_to_vec())
+                    }
+                };
+                if rng.u8(..5) == 0 && !payload.is_empty() {
+                    let place = rng.usize(..payload.len());
+                    payload[place] = rng.u8(..);
+                }
+                let reply = Subject::from_static("reply");
+                let incoming = Incoming {
+                    subject: &kind,
+                    reply: Some(&reply),
+                    payload: &payload,
+                };
+                leading.receive(incoming, &mut election, now);
+                leading.tick(now);
+                leases += leading.leases();
+                leading.take_outgoing(now);
+            }
+            assert!(leases > 0, "seed {seed}");
+        }
+    }
+}

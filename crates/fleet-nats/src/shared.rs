@@ -47,7 +47,7 @@ pub struct FleetMetrics {
     pub calls: usize,
     /// Number of leases that agents have, if this server leads.
     pub leases: usize,
-    /// Number of leaders that this server has heard of.
+    /// Number of leaders since the start whose beats have arrived here.
     pub leaders: u64,
     /// Number of this server's searches that the fleet gave back, because it had no agents, no
     /// leader or no room.

@@ -82,9 +82,9 @@ pub struct Election {
     role: Role,
     /// The highest number of a term that this server knows of.
     highest: u64,
-    /// The leader that this server has heard of last.
+    /// The leader whose beat arrived last.
     leader: Option<Term>,
-    /// When it was heard of, or when silence began to count.
+    /// When that was, or when silence began to count.
     heard: Duration,
     /// Additional time of silence to wait for.
     jitter: Duration,
@@ -168,7 +168,7 @@ impl Election {
             return;
         }
         if self.term().is_some_and(|own| own > beat.term) {
-            // It steps down once it hears of this server, or writes the key.
+            // It steps down once it gets a beat of this server, or writes the key.
             return;
         }
         let is_known = self.leader == Some(beat.term);
@@ -332,7 +332,7 @@ impl Election {
         }
     }
 
-    /// Returns the term of the leader that is heard of, this server included.
+    /// Returns the term of the leader whose beats arrive, which may be this server.
     #[must_use]
     pub fn leader(&self, now: Duration) -> Option<Term> {
         let heard = now.saturating_sub(self.heard) < SILENCE + JITTER;

@@ -423,7 +423,7 @@ impl Leader {
         member.is_none_or(Member::is_trusted)
     }
 
-    /// Returns the agents that were heard of in the last minute.
+    /// Returns the agents whose messages have arrived in the last minute.
     #[must_use]
     pub fn agents(&self, now: Duration) -> Vec<Listed> {
         self.roster.list(now)

@@ -39,7 +39,7 @@ pub struct RemoteSearch {
     ready: Vec<Candidate>,
     outcome: Option<Outcome>,
     state: SearchState,
-    /// When the leader was last asked, and when it was last heard of.
+    /// When the call was last renewed, and when the leader last answered.
     asked: Option<Duration>,
     heard: Duration,
     is_stranded: bool,

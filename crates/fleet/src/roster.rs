@@ -78,7 +78,7 @@ pub struct Listed {
     pub rate: f64,
     /// Number of its leases.
     pub leases: usize,
-    /// Time since it was last heard of.
+    /// Time since its last message.
     pub silent_for: Duration,
     /// Whether it takes no more leases.
     pub is_draining: bool,

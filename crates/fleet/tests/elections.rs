@@ -140,7 +140,7 @@ fn a_leader_steps_down_for_a_later_one() {
     let second = b.claim(stored(1, &first));
     assert!(second.term > first.term);
     b.election.has_written(Some(2), b.now);
-    // It hears of the other one, or reads the key.
+    // A beat of the other one arrives, or it reads the key.
     let mut deaf = Server::new("a", 1);
     let same = deaf.lead();
     assert_eq!(same, first);
@@ -267,9 +267,9 @@ fn a_leader_that_resigns_is_replaced_at_once() {
     assert!(next.term > claim.term);
 }
 
-/// A result that is awaited for too long is asked for again.
+/// An action without a result is repeated after its timeout.
 #[test]
-fn a_store_that_does_not_answer_is_asked_again() {
+fn a_read_without_an_answer_is_repeated() {
     let mut server = Server::new("a", 1);
     assert_eq!(server.act_within(4 * SECOND), Some(KeyAction::Read));
     assert_eq!(server.act_within(2 * SECOND), None);

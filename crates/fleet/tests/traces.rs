@@ -242,7 +242,7 @@ fn no_secret_is_tried_twice_however_many_hits_have_to_wait() {
     );
 }
 
-/// The agent has never heard of the leases in a reply that was lost.
+/// The agent does not know the leases in a reply that was lost.
 #[test]
 fn leases_of_a_lost_reply_are_dealt_again_at_once() {
     let mut scene = Scene::new(1);

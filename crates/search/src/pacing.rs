@@ -8,7 +8,8 @@ use std::time::Duration;
 pub struct Pacing {
     /// Time that a slice should take. A stop costs at most one slice on each worker, a new search
     /// waits for at most one, and a hit is final at the earliest when the slices below it are done.
-    /// If slices were much shorter, workers would spend most of their time on setting them up.
+    /// If slices were much shorter, workers would spend most of their time on setting them up. It
+    /// must not be 0.
     pub slice_time: Duration,
     /// Maximum number of finished slices beyond the frontier of a scan. If one worker stalls, the
     /// frontier stops at its slice, and the other workers finish this many more slices before they
@@ -46,7 +47,8 @@ impl Default for Pacing {
 /// What tries a slice, and so how long the slice is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Worker {
-    /// How many times as many secrets as a worker of speed 1 it tries in the same time.
+    /// How many times as many secrets as a worker of speed 1 it tries in the same time: a positive
+    /// number.
     pub speed: f64,
     /// Maximum length of its slices, whatever the clock says.
     pub longest_slice: u64,

@@ -49,7 +49,7 @@ pub(crate) enum Size {
     Small,
     /// The same number of machines, without trouble.
     Calm,
-    /// So many agents, of speeds that differ 200-fold, and many searches.
+    /// Many agents, whose speeds differ 200-fold, and many searches.
     Large {
         agents: usize,
         /// Searches, one after another.

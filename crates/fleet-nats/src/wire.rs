@@ -20,8 +20,8 @@ pub(crate) const PROTOCOL: u32 = 1;
 /// cannot end elections for good.
 const MOST_TERMS: u64 = u64::MAX >> 1;
 
-/// Maximum duration in a message. Sums of a few can be computed.
-const LONGEST: Duration = Duration::from_secs(1 << 32);
+/// Maximum duration in a message, in seconds. Sums of a few can be computed.
+const LONGEST_S: u64 = 1 << 32;
 
 /// Maximum number of agents in a status: with more, it would not fit into a message.
 const MOST_LISTED: usize = 4096;
@@ -87,9 +87,14 @@ fn duration(duration: Duration) -> Option<prost_types::Duration> {
 
 fn read_duration(duration: Option<prost_types::Duration>) -> Result<Duration, Invalid> {
     let duration = duration.unwrap_or_default();
-    let duration = Duration::try_from(duration).ok();
-    let duration = duration.filter(|duration| *duration <= LONGEST);
-    duration.ok_or_else(|| invalid("a duration is negative or too long"))
+    let seconds = u64::try_from(duration.seconds).ok();
+    let seconds = seconds.filter(|seconds| *seconds <= LONGEST_S);
+    let nanos = u32::try_from(duration.nanos).ok();
+    let nanos = nanos.filter(|nanos| *nanos < 1_000_000_000);
+    match (seconds, nanos) {
+        (Some(seconds), Some(nanos)) => Ok(Duration::new(seconds, nanos)),
+        _ => Err(invalid("a duration is negative or too long")),
+    }
 }
 
 pub(crate) fn term(term: Term) -> pb::Term {

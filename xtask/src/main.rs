@@ -63,7 +63,7 @@ Long forms of checks, which write bench/RESULTS.md or, for attacks and soak, ben
 
   picture             record terminals, and write docs/find.svg and docs/operation.svg
 
---short after `bench NAME`, `long attack`, `long soak`, `long fuzz`, `long image` or `picture` does as
+--short after `bench NAME`, `long attack`, `long soak`, `long fuzz`, `long image`, `fleet` or `picture` does as
 little as shows that the command works, with the programs that `test` has built. It writes nothing.";
 
 fn main() -> ExitCode {

@@ -29,7 +29,7 @@ use crate::{
 ///
 /// The agent connects to a NATS broker, and tries what the servers of the fleet (`hashfinder serve
 /// --fleet`) have to search. It listens on no port. If the connection breaks, it reconnects.
-/// SIGINT, SIGTERM, SIGHUP and SIGQUIT end it: it hands back what it has not tried. If it is
+/// SIGINT, SIGTERM, SIGHUP and SIGQUIT end it: it returns what it has not tried. If it is
 /// killed, the fleet gives its work to other agents after 3 s.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -40,7 +40,8 @@ Examples:
 Exit codes:
   0  ended by a signal
   2  a flag, a setting or a file is wrong
-  5  the broker is too old or rejects the agent, or no thread can be started")]
+  5  the broker is too old, is set up wrongly or rejects the agent, TLS failed, or no thread can be
+     started")]
 pub(crate) struct AgentArguments {
     #[command(flatten)]
     fleet: FleetArguments,

@@ -213,7 +213,8 @@ fn machine_of(agent: &AgentId) -> usize {
 
 fn oracle_of(oracles: &[Oracle], query: &Query) -> usize {
     let mut all = oracles.iter();
-    let place = all.position(|oracle| oracle.query.names() == query.names());
+    let name = query.names()[0].as_str();
+    let place = all.position(|oracle| oracle.query.names()[0].as_str() == name);
     place.expect("every query has an oracle")
 }
 

@@ -168,7 +168,7 @@ impl Demonstration {
     }
 }
 
-const ROUNDS: usize = 1;
+const ROUNDS: usize = 3;
 
 const ONE: &str = "hashes a second, two agents of one core / one process of two, one query";
 const MANY: &str = "tests a second, the same, 64 queries that share";
@@ -230,7 +230,7 @@ pub(crate) fn bench(form: Form) -> Result<()> {
                 "repeated" => REPEATED,
                 "first lease, with its stream's leader" => FIRST_CLUSTER,
                 "repeated, with its stream's leader" => REPEATED_CLUSTER,
-                other => anyhow::bail!("unknown figure {other:?}"),
+                other => bail!("unknown figure {other:?}"),
             };
             samples.add(name, value.parse()?);
         }
@@ -240,7 +240,7 @@ pub(crate) fn bench(form: Form) -> Result<()> {
         return Ok(());
     }
     let intro = format!(
-        "`cargo xtask bench fleet` on all cores of: {}\n\nRounds: {ROUNDS}, with searches of 60 s and 100 cancels. A broker, a server and two agents on one machine.",
+        "`cargo xtask bench fleet` on all cores of: {}\n\nMedians of {ROUNDS} rounds, each with searches of 60 s and 100 cancels. A broker, a server and two agents on one machine.",
         results::cpu()
     );
     samples.write("A fleet on one machine", &intro, &GOALS)

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     pin::pin,
     str::FromStr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -18,8 +18,9 @@ use async_nats::{
 use bytes::Bytes;
 use hashfinder_system::files;
 use hashfinder_tls::error::of_handshake;
-use tokio::time::Instant;
 use tokio_rustls::rustls;
+
+use crate::warnings::Warnings;
 
 /// The oldest broker whose compare-and-set and whose storage can be relied on: earlier ones have
 /// lost streams or let two writers win.
@@ -51,9 +52,6 @@ const SEND_CAPACITY: usize = 1 << 14;
 
 /// Minimum of a broker's maximum size of a message: its default.
 const MESSAGE_BYTES: usize = 1 << 20;
-
-/// Minimum time between two warnings about a connection.
-const WARNS_EVERY: Duration = Duration::from_secs(10);
 
 /// Address of the brokers of a fleet: `nats://HOST[:PORT][,HOST[:PORT]...][/POOL]`, or `tls://` for
 /// TLS.
@@ -278,8 +276,8 @@ impl ConnectError {
 pub struct Broker {
     pub(crate) client: Client,
     pub(crate) address: BrokerAddress,
-    /// When something was dropped that was to be sent, and a warning logged.
-    warned: Arc<Mutex<Option<Instant>>>,
+    /// Warnings about messages that were not sent.
+    warnings: Arc<Warnings>,
 }
 
 impl Broker {
@@ -298,7 +296,7 @@ impl Broker {
             ..
         } = options;
         let broker = address.clone();
-        let warned = Mutex::new(None);
+        let warnings = Warnings::default();
         let nats = ConnectOptions::new()
             .name(name)
             .custom_inbox_prefix(format!("_INBOX.{}", inbox(name)))
@@ -316,7 +314,7 @@ impl Broker {
                         tracing::warn!(broker = %broker, "lost the connection to the broker");
                     }
                     // Each message that is dropped causes one, and so does each attempt to connect.
-                    other if may_warn(&warned) => {
+                    other if warnings.may_warn() => {
                         tracing::warn!(broker = %broker, "broker: {other}");
                     }
                     other => tracing::debug!(broker = %broker, "broker: {other}"),
@@ -347,7 +345,7 @@ impl Broker {
         let broker = Broker {
             client,
             address: address.clone(),
-            warned: Arc::default(),
+            warnings: Arc::default(),
         };
         broker.check_broker()?;
         Ok(broker)
@@ -395,7 +393,7 @@ impl Broker {
             Poll::Ready(Err(error)) => error.to_string(),
             Poll::Pending => "too many messages wait for the broker".to_owned(),
         };
-        if may_warn(&self.warned) {
+        if self.warnings.may_warn() {
             tracing::warn!("messages were not sent: {why}");
         }
     }
@@ -404,16 +402,6 @@ impl Broker {
     pub(crate) fn subject(&self, parts: &str) -> String {
         format!("hf.{}.{parts}", self.address.pool)
     }
-}
-
-/// Whether a warning may be logged now. It then counts as logged.
-fn may_warn(warned: &Mutex<Option<Instant>>) -> bool {
-    let mut warned = warned.lock().unwrap_or_else(PoisonError::into_inner);
-    let may_warn = warned.is_none_or(|at| at.elapsed() >= WARNS_EVERY);
-    if may_warn {
-        *warned = Some(Instant::now());
-    }
-    may_warn
 }
 
 /// Returns the TLS error that has caused another one, if it was one.

@@ -9,23 +9,21 @@ use hashfinder_fleet::{
 };
 use hashfinder_proto::fleet::v1 as pb;
 
-use crate::wire::{self, Answer};
+use crate::{
+    warnings::Warnings,
+    wire::{self, Answer},
+};
 
 /// Reason sent to an agent after too many false reports.
-const DISTRUSTED: &str = "it sent 3 false reports: of hits that are none, of secrets outside of its \
-                          leases, or of panics that happen on no other machine; check its machine, \
-                          then restart it";
-
-/// Minimum time between two warnings about messages.
-const WARNS_EVERY: Duration = Duration::from_secs(10);
+const DISTRUSTED: &str = "it sent 3 false reports (wrong hits, secrets outside its leases, or panics \
+                          that no other machine has); check its machine, then restart it";
 
 /// A server's leader, without a connection.
 pub(crate) struct Leading {
     leader: Leader,
     server: ServerId,
     outgoing: Vec<Outgoing>,
-    /// When a warning about a message was logged last.
-    warned: Option<Duration>,
+    warnings: Warnings,
 }
 
 /// A message of the leader.
@@ -54,7 +52,7 @@ impl Leading {
             leader: Leader::new(term, settings),
             server,
             outgoing: Vec::new(),
-            warned: None,
+            warnings: Warnings::default(),
         }
     }
 
@@ -94,23 +92,23 @@ impl Leading {
     ) {
         let mut parts = message.subject.split('.');
         let read = match (parts.next(), parts.next(), parts.next()) {
-            (Some("any"), Some("leader"), None) => self.reply_with_beat(message, election, now),
-            (Some("any"), Some("status"), None) => self.reply_with_status(message, election, now),
+            (Some("any"), Some(what @ ("leader" | "status")), None) => {
+                self.question(what == "status", message, election, now);
+                Ok(())
+            }
             (_, Some("work"), Some(agent)) => self.work(agent, message, election, now),
             (_, Some("renew"), None) => self.renewal(message, election, now),
             (_, Some("end"), None) => self.end_of_call(message, now),
             _ => return,
         };
         if let Err(error) = read {
-            self.warn(message.subject, &error.to_string(), now);
+            self.warn(message.subject, &error.to_string());
         }
     }
 
     /// Logs a warning about a message, but only some of many.
-    fn warn(&mut self, subject: &str, why: &str, now: Duration) {
-        let is_soon = |at: Duration| now.saturating_sub(at) < WARNS_EVERY;
-        if !self.warned.is_some_and(is_soon) {
-            self.warned = Some(now);
+    fn warn(&self, subject: &str, why: &str) {
+        if self.warnings.may_warn() {
             tracing::warn!(subject, "a message was rejected: {why}");
         }
     }
@@ -121,30 +119,24 @@ impl Leading {
         }
     }
 
-    fn reply_with_beat(
+    /// Answers a question to any leader: who it is or, with `with_status`, which agents it has.
+    fn question(
         &mut self,
+        with_status: bool,
         message: Incoming<'_>,
         election: &Election,
         now: Duration,
-    ) -> Result<(), wire::Invalid> {
-        if let Some(beat) = self.beat(election, now) {
-            self.reply(message, wire::encode(&wire::beat(&beat)));
-        }
-        Ok(())
-    }
-
-    fn reply_with_status(
-        &mut self,
-        message: Incoming<'_>,
-        election: &Election,
-        now: Duration,
-    ) -> Result<(), wire::Invalid> {
-        if let Some(beat) = self.beat(election, now) {
+    ) {
+        let Some(beat) = self.beat(election, now) else {
+            return;
+        };
+        let answer = if with_status {
             let agents = self.leader.agents(now);
-            let status = wire::status(&beat, self.leader.calls(), &agents);
-            self.reply(message, wire::encode(&status));
-        }
-        Ok(())
+            wire::encode(&wire::status(&beat, self.leader.calls(), &agents))
+        } else {
+            wire::encode(&wire::beat(&beat))
+        };
+        self.reply(message, answer);
     }
 
     /// Handles a message of an agent.
@@ -158,7 +150,7 @@ impl Leading {
         let work: pb::Work = wire::decode(message.payload)?;
         if work.protocol != wire::PROTOCOL {
             let rejected = wire::rejected(self.term(), work.protocol);
-            self.warn(message.subject, &rejected.rejected, now);
+            self.warn(message.subject, &rejected.rejected);
             self.reply(message, wire::encode(&rejected));
             return Ok(());
         }

@@ -37,6 +37,7 @@ mod leading;
 mod member;
 mod shared;
 mod status;
+mod warnings;
 mod wire;
 
 pub use hashfinder_fleet::{Beat, LeaderSettings, Listed, SILENT_AFTER, Term};

@@ -28,7 +28,7 @@ use crate::{
     call::{Call, Ended, Request},
     key::{Key, KeyResult},
     leading::{Incoming, Leading, Outgoing},
-    shared::{LEADER_GONE_AFTER, Shared, lock},
+    shared::{Shared, lock},
     wire::{self, Answer},
 };
 
@@ -220,9 +220,8 @@ impl Member {
     /// Updates the metrics.
     fn note(&self, now: Duration, is_connected: bool) {
         let mut state = self.shared.lock();
-        let heard = state.beat.as_ref();
-        let heard = heard.filter(|(_, at)| now.saturating_sub(*at) < LEADER_GONE_AFTER);
-        let (term, agents, rate) = heard.map_or((0, 0, 0.0), |(beat, _)| {
+        let leader = state.leader(now);
+        let (term, agents, rate) = leader.map_or((0, 0, 0.0), |beat| {
             (beat.term.number, beat.agents, beat.rate)
         });
         let metrics = &mut state.metrics;

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::call::Calls;
 
 /// Time without a beat after which new searches stay with their server.
-pub(crate) const LEADER_GONE_AFTER: Duration = Duration::from_secs(3);
+const LEADER_GONE_AFTER: Duration = Duration::from_secs(3);
 
 /// What the handles and the task of a server share.
 pub(crate) struct Shared {
@@ -58,6 +58,14 @@ pub struct FleetMetrics {
     pub ended: Ends,
 }
 
+impl State {
+    /// Returns the last beat of the current leader; `None` if it is too old.
+    pub(crate) fn leader(&self, now: Duration) -> Option<&Beat> {
+        let (beat, at) = self.beat.as_ref()?;
+        (now.saturating_sub(*at) < LEADER_GONE_AFTER).then_some(beat)
+    }
+}
+
 impl Shared {
     pub(crate) fn new() -> Shared {
         Shared {
@@ -75,11 +83,7 @@ impl Shared {
     /// Whether agents would work on a search now.
     pub(crate) fn has_agents(&self) -> bool {
         let now = self.now();
-        let state = self.lock();
-        let beat = state.beat.as_ref();
-        beat.is_some_and(|(beat, at)| {
-            beat.agents > 0 && now.saturating_sub(*at) < LEADER_GONE_AFTER
-        })
+        self.lock().leader(now).is_some_and(|beat| beat.agents > 0)
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {

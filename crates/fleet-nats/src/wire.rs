@@ -16,9 +16,9 @@ use prost::Message;
 /// The version of the protocol that this program speaks.
 pub(crate) const PROTOCOL: u32 = 1;
 
-/// Maximum number of a term. Larger ones are read as this one, so that a leader that is wrong
-/// cannot end elections for good.
-const MOST_TERMS: u64 = u64::MAX >> 1;
+/// Maximum number of a term. Larger ones are read as this one: the leader after the one with the
+/// largest possible number could not have a higher one.
+const HIGHEST_TERM: u64 = u64::MAX >> 1;
 
 /// Maximum duration in a message, in seconds. Sums of a few can be computed.
 const LONGEST_S: u64 = 1 << 32;
@@ -107,7 +107,7 @@ pub(crate) fn term(term: Term) -> pb::Term {
 pub(crate) fn read_term(term: Option<pb::Term>) -> Term {
     let term = term.unwrap_or_default();
     Term {
-        number: term.number.min(MOST_TERMS),
+        number: term.number.min(HIGHEST_TERM),
         nonce: term.nonce,
     }
 }

@@ -56,8 +56,8 @@ pub struct Agent {
     is_woken: bool,
     /// Leases to try, the first one first.
     leases: VecDeque<Held>,
-    /// Number of the next task.
-    next_task: TaskId,
+    /// Number of the last task.
+    last_task: TaskId,
     /// Sets of queries, the one that was used last at the end. Each term numbers its own.
     sets: Vec<(Term, u64, QuerySet)>,
     /// Reports that the leader has not replied to, with the number of the first message that had
@@ -124,7 +124,7 @@ impl Agent {
             has_announced: false,
             is_woken: false,
             leases: VecDeque::new(),
-            next_task: 0,
+            last_task: 0,
             sets: Vec::new(),
             reports: Vec::new(),
             is_urgent: false,
@@ -314,16 +314,16 @@ impl Agent {
             let used = self.sets.remove(place);
             let set = used.2.clone();
             self.sets.push(used);
-            self.next_task += 1;
+            self.last_task += 1;
             self.leases.push_back(Held {
-                task: self.next_task,
+                task: self.last_task,
                 lease: order.lease,
                 planned: order.planned,
                 began: None,
                 is_stopping: false,
             });
             self.commands.push(Command::Try(Task {
-                id: self.next_task,
+                id: self.last_task,
                 range: order.range,
                 set,
                 hit_limit: order.hit_limit,

@@ -89,6 +89,7 @@ const TABLE: &[Row] = &[
         may: &[
             "hashfinder-fleet",
             "hashfinder-kernels",
+            "hashfinder-operations",
             "hashfinder-proto",
             "hashfinder-search",
             "hashfinder-system",

@@ -3,14 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use hashfinder_fleet::{
-    CallId, LeaderSettings, MOST_QUERY_BYTES, RemoteSearch, ServerId, query_bytes,
+    CallId, LeaderSettings, MOST_QUERY_BYTES, RemoteSearch, ServerId, Term, query_bytes,
 };
 use hashfinder_search::{Checkpoint, Client, Query};
 use tokio::{
     sync::{
         Mutex,
         mpsc::{self, UnboundedReceiver, UnboundedSender},
-        oneshot,
+        oneshot, watch,
     },
     time::{sleep, timeout},
 };
@@ -35,6 +35,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// fleet.
 #[derive(Clone)]
 pub struct Fleet {
+    id: ServerId,
     shared: Arc<Shared>,
     requests: UnboundedSender<Request>,
 }
@@ -64,6 +65,7 @@ impl Fleet {
         let (requests, to_do) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared::new());
         let fleet = Fleet {
+            id: Arc::clone(&id),
             shared: Arc::clone(&shared),
             requests,
         };
@@ -116,6 +118,21 @@ impl Fleet {
         })
     }
 
+    /// Returns the id of this server.
+    pub(crate) fn id(&self) -> ServerId {
+        Arc::clone(&self.id)
+    }
+
+    /// Returns the connection, once there is one.
+    pub(crate) fn broker(&self) -> watch::Receiver<Option<Broker>> {
+        self.shared.broker.subscribe()
+    }
+
+    /// Returns the term in which this server leads, while it does.
+    pub(crate) fn leads(&self) -> watch::Receiver<Option<Term>> {
+        self.shared.leads.subscribe()
+    }
+
     /// Returns what this server knows of its fleet.
     #[must_use]
     pub fn metrics(&self) -> FleetMetrics {
@@ -160,6 +177,7 @@ async fn take_part(
     };
     tracing::info!(server = %id, broker = %broker.address, pool = %broker.address.pool(),
         "part of the fleet");
+    shared.broker.send_replace(Some(broker.clone()));
     // A panic in the task must not take the requests along.
     let requests = Arc::new(Mutex::new(requests));
     loop {
@@ -172,7 +190,9 @@ async fn take_part(
         );
         let requests = Arc::clone(&requests);
         let run = tokio::spawn(async move { member.run(&mut *requests.lock().await).await });
-        match run.await {
+        let ended = run.await;
+        shared.leads.send_replace(None);
+        match ended {
             Ok(Ok(())) => return,
             Ok(Err(error)) => tracing::error!("this server cannot be part of the fleet: {error}"),
             Err(error) if error.is_panic() => {

@@ -29,12 +29,14 @@
 
 mod agent;
 mod broker;
+mod bucket;
 mod call;
 mod fleet;
 mod id;
 mod key;
 mod leading;
 mod member;
+mod operations;
 mod shared;
 mod status;
 mod warnings;

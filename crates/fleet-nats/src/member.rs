@@ -285,7 +285,10 @@ impl Member {
                 "this server leads the fleet no longer"
             );
         }
-        let Some(term) = term else { return };
+        let Some(term) = term else {
+            self.shared.leads.send_replace(None);
+            return;
+        };
         let messages = match timeout(SUBSCRIBE_TIMEOUT, subscribe(&self.broker, term)).await {
             Ok(Ok(messages)) => messages,
             Ok(Err(error)) => {
@@ -300,6 +303,7 @@ impl Member {
         let leading = Leading::new(term, Arc::clone(&self.id), self.settings);
         let beat = leading.beat(&self.election, now);
         self.leading = Some((leading, messages));
+        self.shared.leads.send_replace(Some(term));
         if let Some(beat) = beat {
             let bytes = wire::encode(&wire::beat(&beat));
             // Only now, so that the agents' first messages arrive.
@@ -491,6 +495,7 @@ impl Member {
         let _ = timeout(END_TIMEOUT, self.key.clone().carry_out(action)).await;
         let _ = timeout(END_TIMEOUT, self.broker.client.flush()).await;
         self.leading = None;
+        self.shared.leads.send_replace(None);
         tracing::info!(
             term = beat.term.number,
             "this server has resigned as the leader"

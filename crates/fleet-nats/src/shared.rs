@@ -5,11 +5,11 @@ use std::{
     time::Duration,
 };
 
-use hashfinder_fleet::{Beat, RemoteSearch};
+use hashfinder_fleet::{Beat, RemoteSearch, Term};
 use hashfinder_search::Ended as Ends;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
-use crate::call::Calls;
+use crate::{broker::Broker, call::Calls};
 
 /// Time without a beat after which new searches stay with their server.
 const LEADER_GONE_AFTER: Duration = Duration::from_secs(3);
@@ -19,6 +19,10 @@ pub(crate) struct Shared {
     pub(crate) calls: Arc<Calls>,
     pub(crate) state: Mutex<State>,
     pub(crate) started: Instant,
+    /// The connection, once there is one.
+    pub(crate) broker: watch::Sender<Option<Broker>>,
+    /// The term in which this server leads, if it does.
+    pub(crate) leads: watch::Sender<Option<Term>>,
 }
 
 #[derive(Default)]
@@ -72,6 +76,8 @@ impl Shared {
             calls: Arc::default(),
             state: Mutex::default(),
             started: Instant::now(),
+            broker: watch::Sender::new(None),
+            leads: watch::Sender::new(None),
         }
     }
 

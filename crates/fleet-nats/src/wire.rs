@@ -31,7 +31,7 @@ const MOST_LISTED: usize = 4096;
 #[error("not a message of a fleet: {0}")]
 pub(crate) struct Invalid(String);
 
-fn invalid(what: impl Display) -> Invalid {
+pub(crate) fn invalid(what: impl Display) -> Invalid {
     Invalid(what.to_string())
 }
 
@@ -55,12 +55,12 @@ pub(crate) fn index(index: Index) -> pb::Index {
     }
 }
 
-fn read_index(index: pb::Index) -> Result<Index, Invalid> {
+pub(crate) fn read_index(index: pb::Index) -> Result<Index, Invalid> {
     let wide = WireIndex::from(index.high) << 64 | WireIndex::from(index.low);
     narrow(wide).map_err(invalid)
 }
 
-fn read_indices(indices: &[pb::Index]) -> Result<Vec<Index>, Invalid> {
+pub(crate) fn read_indices(indices: &[pb::Index]) -> Result<Vec<Index>, Invalid> {
     indices.iter().map(|index| read_index(*index)).collect()
 }
 
@@ -81,11 +81,11 @@ fn read_range(range: Option<pb::Range>) -> Result<Range<Index>, Invalid> {
     Ok(start..end)
 }
 
-fn duration(duration: Duration) -> Option<prost_types::Duration> {
+pub(crate) fn duration(duration: Duration) -> Option<prost_types::Duration> {
     prost_types::Duration::try_from(duration).ok()
 }
 
-fn read_duration(duration: Option<prost_types::Duration>) -> Result<Duration, Invalid> {
+pub(crate) fn read_duration(duration: Option<prost_types::Duration>) -> Result<Duration, Invalid> {
     let duration = duration.unwrap_or_default();
     let seconds = u64::try_from(duration.seconds).ok();
     let seconds = seconds.filter(|seconds| *seconds <= LONGEST_S);
@@ -320,7 +320,7 @@ pub(crate) fn read_renewal(renewal: pb::CallRenewal) -> Result<(CallRenewal, Ter
     Ok((message, known))
 }
 
-fn checkpoint(checkpoint: &Checkpoint) -> pb::Checkpoint {
+pub(crate) fn checkpoint(checkpoint: &Checkpoint) -> pb::Checkpoint {
     pb::Checkpoint {
         to_cover: checkpoint.to_cover().iter().map(range).collect(),
         held: checkpoint.held().map(index).collect(),
@@ -328,7 +328,10 @@ fn checkpoint(checkpoint: &Checkpoint) -> pb::Checkpoint {
     }
 }
 
-fn read_checkpoint(query: &Query, checkpoint: &pb::Checkpoint) -> Result<Checkpoint, Invalid> {
+pub(crate) fn read_checkpoint(
+    query: &Query,
+    checkpoint: &pb::Checkpoint,
+) -> Result<Checkpoint, Invalid> {
     let to_cover = checkpoint
         .to_cover
         .iter()

@@ -26,10 +26,13 @@ pub use self::{
     maintenance::{Change as RecoveredChange, Recovered, backup, recover},
     record::{COLLECTION, Canceller, End, EndReason, InvalidName, Millis, Name, Record, Request},
     runner::{
-        BEGINS_WITHOUT_PROGRESS, Counts, Effects, Error, Health, Host, Now, PAUSE_AFTER, Phase,
-        Refused, Replied, Reply, Runner, SAVE_EVERY, Search, Snapshot, StopCause,
+        BEGINS_WITHOUT_PROGRESS, Counts, Effects, Error, Health, Host, Now, Pace, Phase, Refused,
+        Replied, Reply, Runner, Search, Snapshot, StopCause,
     },
-    service::{COMMIT_SECONDS, Limits, Metrics, Operations, now},
+    service::{
+        COMMIT_SECONDS, Command, Limits, Metrics, Open, OpenReader, Operations, Relay,
+        StoreOptions, now,
+    },
     sqlite::{FILE, Folder, OpenError, Sqlite, SqliteReader},
     store::{
         Change, ClientLimits, ClockReading, Creation, Reader, Rejection, Selection, Store,

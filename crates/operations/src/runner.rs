@@ -16,6 +16,7 @@
 //! the store holds.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeSet, HashMap},
     mem,
     sync::Arc,
@@ -30,14 +31,28 @@ use crate::{
     store::{Change, Creation, Rejection, StoreError},
 };
 
-/// Interval at which the progress of all operations is saved. A crash repeats at most this much
-/// searching, and what the commit before it takes.
-pub const SAVE_EVERY: Duration = Duration::from_millis(500);
+/// How often progress is saved, and for how long operations run without that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Interval at which the progress of all operations is saved. A crash repeats at most this much
+    /// searching, and what the commit before it takes.
+    pub save_every: Duration,
+    /// If a commit is under way, and the progress that is saved is older than this, operations
+    /// pause until the commit is done. A crash repeats at most this much searching, and the slices
+    /// that are being tried then, however slow the store is.
+    pub pause_after: Duration,
+    /// Why operations pause then, for people.
+    pub slow: &'static str,
+}
 
-/// If a commit is under way, and the progress that is saved is older than this, operations pause
-/// until the commit is done. So a crash repeats at most a second of searching, however slow the
-/// disk is: this time, and the slices that are being tried then.
-pub const PAUSE_AFTER: Duration = Duration::from_millis(900);
+impl Pace {
+    /// The pace on a disk: a crash repeats at most a second of searching.
+    pub const DISK: Pace = Pace {
+        save_every: Duration::from_millis(500),
+        pause_after: Duration::from_millis(900),
+        slow: "the server's disk is slow",
+    };
+}
 
 /// How often a search may begin without any progress being saved. An operation that crashes the
 /// server does not crash it forever.
@@ -48,7 +63,7 @@ pub const BEGINS_WITHOUT_PROGRESS: u32 = 3;
 const SUSPECT_FROM: u32 = 2;
 
 /// When the first progress of a search is saved, after it has begun. It is earlier than
-/// [`SAVE_EVERY`]: a crash before it counts against the operation.
+/// [`Pace::save_every`]: a crash before it counts against the operation.
 const FIRST_SAVE: Duration = Duration::from_millis(100);
 
 /// How often a search may fail without trying [`FAILURE_SPAN`] secrets in between: once beside
@@ -164,7 +179,7 @@ pub enum Refused {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// It waits for a place, for this reason.
-    Queued(&'static str),
+    Queued(Cow<'static, str>),
     /// Its search runs.
     Running,
     /// It is paused, for this reason, and continues by itself.
@@ -190,7 +205,7 @@ impl Snapshot {
     pub fn of(record: Record, why: &'static str) -> Snapshot {
         let phase = match record.end {
             Some(_) => Phase::Ended,
-            None => Phase::Queued(why),
+            None => Phase::Queued(why.into()),
         };
         Snapshot {
             record: Arc::new(record),
@@ -297,6 +312,7 @@ pub struct Counts {
 /// Runs operations. `T` identifies a request that awaits a reply.
 pub struct Runner<H: Host, T> {
     host: H,
+    pace: Pace,
     waker: Box<dyn Fn(&Name) -> Waker + Send>,
     /// Maximum number of candidates of an operation.
     most_candidates: u64,
@@ -374,7 +390,6 @@ struct InFlight<H: Host, T> {
     updates: Vec<Record>,
 }
 
-const SLOW_DISK: &str = "the server's disk is slow";
 const WAITS_FOR_PLACE: &str = "the server runs its maximum number of searches";
 const WAITS_FOR_CLIENT: &str = "its client runs its maximum number of searches";
 const WAITS_FOR_TRIAL: &str =
@@ -387,11 +402,13 @@ impl<H: Host, T> Runner<H, T> {
     /// leads to a call of [`wake`](Self::wake) for an operation.
     pub fn new(
         host: H,
+        pace: Pace,
         most_candidates: u64,
         waker: impl Fn(&Name) -> Waker + Send + 'static,
     ) -> Runner<H, T> {
         Runner {
             host,
+            pace,
             waker: Box::new(waker),
             most_candidates,
             health: Health::Loading,
@@ -483,7 +500,7 @@ impl<H: Host, T> Runner<H, T> {
         for (name, by) in cancelled.collect::<Vec<_>>() {
             self.end(&name, by.into(), String::new(), now);
         }
-        self.next_save = now.running + SAVE_EVERY;
+        self.next_save = now.running + self.pace.save_every;
         self.saved_at = now.running;
         self.begin_searches(now);
         for name in self.live.keys().cloned().collect::<Vec<_>>() {
@@ -598,7 +615,7 @@ impl<H: Host, T> Runner<H, T> {
     /// Returns an error if no more requests may wait for the store.
     fn is_overloaded(&self) -> Option<Error> {
         if self.is_stalled {
-            return Some(Error::Unavailable(SLOW_DISK.into()));
+            return Some(Error::Unavailable(self.pace.slow.into()));
         }
         let is_full = self.requests.len() >= MOST_REQUESTS;
         is_full.then(|| Error::Unavailable("too many requests are waiting".into()))
@@ -671,7 +688,7 @@ impl<H: Host, T> Runner<H, T> {
             // Nothing can be saved now.
             deadline = self.next_key_check;
             if !self.is_stalled {
-                deadline = deadline.min(self.saved_at + PAUSE_AFTER);
+                deadline = deadline.min(self.saved_at + self.pace.pause_after);
             }
         }
         deadline
@@ -680,7 +697,7 @@ impl<H: Host, T> Runner<H, T> {
     /// Does what is due: pauses operations while a commit takes long, resumes those that waited,
     /// and checks for revoked keys.
     pub fn tick(&mut self, now: Now) {
-        let is_late = now.running >= self.saved_at + PAUSE_AFTER;
+        let is_late = now.running >= self.saved_at + self.pace.pause_after;
         if self.in_flight.is_some() && is_late && !self.is_stalled {
             self.is_stalled = true;
             self.stop_all(StopCause::Paused, now);
@@ -736,7 +753,7 @@ impl<H: Host, T> Runner<H, T> {
         }
         let is_regular = now.running >= self.next_save;
         if is_regular {
-            self.next_save = now.running + SAVE_EVERY;
+            self.next_save = now.running + self.pace.save_every;
             let searched = self.live.values().filter(|live| live.search.is_some());
             let names: Vec<Name> = searched.map(|live| live.record.name.clone()).collect();
             for name in names {
@@ -1173,9 +1190,9 @@ impl<H: Host, T> Runner<H, T> {
             Health::Working if self.is_draining => {
                 Phase::Paused("the server is shutting down".into())
             }
-            Health::Working if self.is_stalled => Phase::Paused(SLOW_DISK.into()),
+            Health::Working if self.is_stalled => Phase::Paused(self.pace.slow.into()),
             Health::Working if live.why == WAITS_FOR_QUOTA => Phase::Paused(live.why.into()),
-            Health::Working | Health::Loading => Phase::Queued(live.why),
+            Health::Working | Health::Loading => Phase::Queued(live.why.into()),
             Health::Full(why) | Health::Unavailable(why) | Health::Damaged(why) => {
                 Phase::Paused(Arc::clone(why))
             }

@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     fmt, io, mem,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError},
@@ -23,7 +23,9 @@ use tokio::sync::{oneshot, watch};
 use crate::{
     expiry::Expiry,
     record::{Canceller, EndReason, Millis, Name, Record},
-    runner::{Counts, Effects, Error, Health, Host, Now, Phase, Replied, Reply, Runner, Snapshot},
+    runner::{
+        Counts, Effects, Error, Health, Host, Now, Pace, Phase, Replied, Reply, Runner, Snapshot,
+    },
     sqlite::{FULL, Folder, OpenError, Sqlite, SqliteReader},
     store::{Change, ClientLimits, Creation, Reader, Selection, Store, StoreError},
 };
@@ -107,7 +109,8 @@ pub struct Metrics {
 pub struct Operations(Arc<Inner>);
 
 struct Inner {
-    messages: Sender<Message>,
+    /// Passes a command to what runs the operations. Returns whether that still exists.
+    commands: Box<dyn Fn(Command) -> bool + Send + Sync>,
     shared: Arc<Shared>,
     reads: SyncSender<Read>,
     /// Fails once the store is closed.
@@ -118,7 +121,22 @@ struct Inner {
 type Read = Box<dyn FnOnce(&mut Result<Box<dyn Reader>, StoreError>) + Send>;
 
 /// Opens a store, each time after it failed.
-type Open = Box<dyn FnMut() -> Result<Box<dyn Store>, StoreError> + Send>;
+pub type Open = Box<dyn FnMut() -> Result<Box<dyn Store>, StoreError> + Send>;
+
+/// Opens a reader, each time after it failed.
+pub type OpenReader = Box<dyn FnMut() -> Result<Box<dyn Reader>, StoreError> + Send>;
+
+/// A store, and how operations use it.
+pub struct StoreOptions {
+    /// Where it is, for the log.
+    pub place: String,
+    /// How often progress is saved.
+    pub pace: Pace,
+    /// Opens it, on the thread that writes it.
+    pub open: Open,
+    /// Opens a reader, on the thread that reads.
+    pub read: OpenReader,
+}
 
 /// What the threads share with async tasks.
 struct Shared {
@@ -127,18 +145,29 @@ struct Shared {
     metrics: Mutex<Metrics>,
     /// Whether the store was opened, or could not be.
     is_loaded: watch::Sender<bool>,
-    /// The folder of the store, for the log.
-    folder: PathBuf,
+    /// Where the store is, for the log.
+    place: String,
+}
+
+/// What a user of [`Operations`] wants of what runs them.
+#[derive(Debug)]
+pub enum Command {
+    /// Start an operation.
+    Start(Box<Record>, oneshot::Sender<Reply>),
+    /// Cancel an operation, with an explanation for people.
+    Cancel(Name, Canceller, String, oneshot::Sender<Reply>),
+    /// Delete an operation.
+    Delete(Name, oneshot::Sender<Reply>),
+    /// Stop all searches, save their progress, and begin no others.
+    Drain(oneshot::Sender<Reply>),
+    /// Drain, then close the store. No command follows.
+    Close,
 }
 
 enum Message {
-    Start(Box<Record>, oneshot::Sender<Reply>),
-    Cancel(Name, Canceller, String, oneshot::Sender<Reply>),
-    Delete(Name, oneshot::Sender<Reply>),
-    Drain(oneshot::Sender<Reply>),
+    Command(Command),
     Wake(Name),
     Store(Event),
-    Close,
 }
 
 /// What the runner sends to the thread that writes the store.
@@ -162,8 +191,8 @@ enum Event {
 }
 
 impl Operations {
-    /// Number of threads that operations need.
-    pub const THREADS: usize = 3;
+    /// Number of threads that operations need: three, and one more at the leader of a fleet.
+    pub const THREADS: usize = 4;
 
     /// Locks a folder, and starts the threads. The store is opened by one of them; until then,
     /// requests wait.
@@ -181,55 +210,87 @@ impl Operations {
         let folder = Arc::new(Folder::lock(path)?);
         folder.check_version()?;
         let (of_open, file) = (Arc::clone(&folder), folder.file());
-        let open: Open = Box::new(move || {
-            let store = Sqlite::open(&of_open, limits.of_client)?;
-            Ok(Box::new(store))
-        });
-        let read = move || -> Result<Box<dyn Reader>, StoreError> {
-            Ok(Box::new(SqliteReader::open(&file)?))
+        let store = StoreOptions {
+            place: folder.path().display().to_string(),
+            pace: Pace::DISK,
+            open: Box::new(move || {
+                let store = Sqlite::open(&of_open, limits.of_client)?;
+                Ok(Box::new(store))
+            }),
+            read: Box::new(move || Ok(Box::new(SqliteReader::open(&file)?))),
         };
-        let started = Operations::with_store(open, read, Some(folder), limits.candidates, host);
+        let started = Operations::run(store, Some(folder), limits.candidates, host);
         started.map_err(|error| OpenError::Unusable {
             path: path.to_owned(),
             why: error.to_string(),
         })
     }
 
-    fn with_store<H: Host + 'static>(
-        open: Open,
-        read: impl Fn() -> Result<Box<dyn Reader>, StoreError> + Send + 'static,
+    /// Starts the threads for operations in another store. It is opened by one of them; until then,
+    /// requests wait.
+    ///
+    /// `host` is made on the thread that uses it. `most_candidates` is the maximum number of
+    /// candidates of an operation.
+    ///
+    /// # Errors
+    ///
+    /// If a thread cannot be started.
+    pub fn on_store<H: Host + 'static>(
+        store: StoreOptions,
+        most_candidates: u64,
+        host: impl FnOnce() -> H + Send + 'static,
+    ) -> io::Result<Operations> {
+        Operations::run(store, None, most_candidates, host)
+    }
+
+    /// Returns operations that are run elsewhere, and what that has to keep up to date. `commands`
+    /// passes a command there, and returns whether it can.
+    ///
+    /// # Errors
+    ///
+    /// If a thread cannot be started.
+    pub fn elsewhere(
+        commands: impl Fn(Command) -> bool + Send + Sync + 'static,
+        read: OpenReader,
+    ) -> io::Result<(Operations, Relay)> {
+        let shared = Arc::new(Shared::new(String::new()));
+        let reads = start_reader(read)?;
+        let (close, closed) = mpsc::channel::<()>();
+        let (closing, is_closed) = watch::channel(());
+        let operations = Operations(Arc::new(Inner {
+            commands: Box::new(commands),
+            shared: Arc::clone(&shared),
+            reads,
+            closed: Mutex::new(closed),
+            is_closed,
+        }));
+        let relay = Relay {
+            shared,
+            _close: Mutex::new(close),
+            _closing: closing,
+        };
+        Ok((operations, relay))
+    }
+
+    fn run<H: Host + 'static>(
+        store: StoreOptions,
         folder: Option<Arc<Folder>>,
         most_candidates: u64,
         host: impl FnOnce() -> H + Send + 'static,
     ) -> io::Result<Operations> {
-        let shared = Arc::new(Shared {
-            is_loaded: watch::Sender::new(false),
-            folder: folder
-                .as_ref()
-                .map(|folder| folder.path().to_owned())
-                .unwrap_or_default(),
-            live: Mutex::default(),
-            metrics: Mutex::new(Metrics {
-                health: Health::Loading,
-                counts: Counts::default(),
-                ended: EndReason::ALL.map(|reason| (reason, 0)),
-                commits: [0; COMMIT_SECONDS.len() + 1],
-                commit_time: Duration::ZERO,
-                failed_commits: 0,
-                commit_lag: Duration::ZERO,
-                bytes: 0,
-            }),
-        });
+        let StoreOptions {
+            place,
+            pace,
+            open,
+            read,
+        } = store;
+        let shared = Arc::new(Shared::new(place));
         let (messages, received) = mpsc::channel();
         let (batches, to_commit) = mpsc::channel();
-        let (reads, to_read) = mpsc::sync_channel(READS);
         let (close, closed) = mpsc::channel::<()>();
         let (closing, is_closed) = watch::channel(());
         let clock = Clock(Instant::now());
         let of_writer = messages.clone();
-        let start = |name: &str, work: Box<dyn FnOnce() + Send>| {
-            thread::Builder::new().name(name.to_owned()).spawn(work)
-        };
         start(
             "operations-write",
             Box::new(move || {
@@ -250,19 +311,7 @@ impl Operations {
                 drop((close, closing));
             }),
         )?;
-        start(
-            "operations-read",
-            Box::new(move || {
-                let mut reader = Err(StoreError::Unavailable("not open".to_owned()));
-                for job in to_read {
-                    if reader.is_err() {
-                        reader = read();
-                    }
-                    let job: Read = job;
-                    job(&mut reader);
-                }
-            }),
-        )?;
+        let reads = start_reader(read)?;
         let (of_runner, nudge) = (Arc::clone(&shared), messages.clone());
         start(
             "operations",
@@ -274,7 +323,7 @@ impl Operations {
                     }))
                 };
                 let work = AssertUnwindSafe(|| {
-                    let runner = Runner::new(host(), most_candidates, waker);
+                    let runner = Runner::new(host(), pace, most_candidates, waker);
                     run(runner, &received, &batches, &of_runner, clock);
                 });
                 if catch_unwind(work).is_err() {
@@ -285,8 +334,9 @@ impl Operations {
                 drop(batches);
             }),
         )?;
+        let commands = move |command| messages.send(Message::Command(command)).is_ok();
         Ok(Operations(Arc::new(Inner {
-            messages,
+            commands: Box::new(commands),
             shared,
             reads,
             closed: Mutex::new(closed),
@@ -305,7 +355,7 @@ impl Operations {
     /// operations cannot be saved.
     pub async fn start(&self, record: Record) -> Result<Snapshot, Error> {
         match self
-            .request(|reply| Message::Start(Box::new(record), reply))
+            .request(|reply| Command::Start(Box::new(record), reply))
             .await?
         {
             Replied::Started(snapshot) => Ok(snapshot),
@@ -328,7 +378,7 @@ impl Operations {
     /// If operations cannot be saved.
     pub async fn cancel(&self, name: &Name, by: Canceller, message: String) -> Result<(), Error> {
         let name = name.clone();
-        self.request(|reply| Message::Cancel(name, by, message, reply))
+        self.request(|reply| Command::Cancel(name, by, message, reply))
             .await
             .map(drop)
     }
@@ -342,7 +392,7 @@ impl Operations {
     /// [`Error::NotEnded`] if it has not ended, and the other errors if that cannot be saved.
     pub async fn delete(&self, name: &Name) -> Result<(), Error> {
         let name = name.clone();
-        self.request(|reply| Message::Delete(name, reply))
+        self.request(|reply| Command::Delete(name, reply))
             .await
             .map(drop)
     }
@@ -356,7 +406,7 @@ impl Operations {
     ///
     /// If the threads have ended.
     pub async fn drain(&self) -> Result<(), Error> {
-        self.request(Message::Drain).await.map(drop)
+        self.request(Command::Drain).await.map(drop)
     }
 
     /// Does the same as [`drain`](Self::drain), and returns once the file is closed.
@@ -367,19 +417,20 @@ impl Operations {
         let _ = self.0.reads.try_send(Box::new(|reader| {
             *reader = Err(StoreError::Unavailable("closed".to_owned()));
         }));
-        let _ = self.0.messages.send(Message::Close);
+        (self.0.commands)(Command::Close);
         // Nothing is ever sent: this fails when the writer has ended.
         let _ = self.0.is_closed.clone().changed().await;
     }
 
     async fn request(
         &self,
-        message: impl FnOnce(oneshot::Sender<Reply>) -> Message,
+        command: impl FnOnce(oneshot::Sender<Reply>) -> Command,
     ) -> Result<Replied, Error> {
         self.loaded().await;
         let (sender, reply) = oneshot::channel();
-        let sent = self.0.messages.send(message(sender));
-        sent.map_err(|_| self.0.shared.gone())?;
+        if !(self.0.commands)(command(sender)) {
+            return Err(self.0.shared.gone());
+        }
         reply.await.map_err(|_| self.0.shared.gone())?
     }
 
@@ -409,7 +460,7 @@ impl Operations {
         let mut snapshot = self.read_one(name).await?;
         if snapshot
             .as_ref()
-            .is_some_and(|found| found.phase == Phase::Queued(NOT_LIVE))
+            .is_some_and(|found| found.phase == Phase::Queued(NOT_LIVE.into()))
         {
             // It may have ended since it was read.
             snapshot = self.read_one(name).await?;
@@ -430,6 +481,18 @@ impl Operations {
         self.0.shared.live().get(name).map(watch::Sender::subscribe)
     }
 
+    /// Returns the operations that are not being searched although they have not ended, and what
+    /// they do instead.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<(Name, Phase)> {
+        let live = self.0.shared.live();
+        let phases = live
+            .iter()
+            .map(|(name, live)| (name.clone(), live.borrow().phase.clone()));
+        let is_waiting = |phase: &Phase| matches!(phase, Phase::Queued(_) | Phase::Paused(_));
+        phases.filter(|(_, phase)| is_waiting(phase)).collect()
+    }
+
     /// Returns up to `limit` operations, ordered by creation time and name.
     ///
     /// Dropping the future discards the result.
@@ -444,7 +507,7 @@ impl Operations {
         let mut snapshots = Vec::new();
         for record in records {
             let mut snapshot = self.0.shared.snapshot(record);
-            if snapshot.phase == Phase::Queued(NOT_LIVE) {
+            if snapshot.phase == Phase::Queued(NOT_LIVE.into()) {
                 let now = self.get(&snapshot.record.name).await?;
                 snapshot = now.unwrap_or(snapshot);
             }
@@ -533,14 +596,118 @@ impl fmt::Debug for Operations {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let _ = self.messages.send(Message::Close);
+        (self.commands)(Command::Close);
         let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
         // Fails at once when the thread has ended.
         let _ = closed.recv_timeout(CLOSE_TIMEOUT);
     }
 }
 
+/// Starts the thread that reads a store.
+fn start_reader(mut open: OpenReader) -> io::Result<SyncSender<Read>> {
+    let (reads, to_read) = mpsc::sync_channel::<Read>(READS);
+    start(
+        "operations-read",
+        Box::new(move || {
+            let mut reader = Err(StoreError::Unavailable("not open".to_owned()));
+            for job in to_read {
+                if reader.is_err() {
+                    reader = open();
+                }
+                job(&mut reader);
+            }
+        }),
+    )?;
+    Ok(reads)
+}
+
+fn start(name: &str, work: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+    let thread = thread::Builder::new().name(name.to_owned());
+    thread.spawn(work).map(drop)
+}
+
+/// Keeps [`Operations`] up to date that are run elsewhere. Dropping it closes them.
+pub struct Relay {
+    shared: Arc<Shared>,
+    _close: Mutex<Sender<()>>,
+    _closing: watch::Sender<()>,
+}
+
+impl Relay {
+    /// An operation has changed. Without a snapshot, it has ended or is gone, and the reader has
+    /// its latest state.
+    pub fn changed(&self, name: &Name, snapshot: Option<Snapshot>) {
+        self.shared.changed(name, snapshot);
+    }
+
+    /// Sets the metrics. Once the health is not [`Health::Loading`], requests no longer wait.
+    pub fn set_metrics(&self, metrics: Metrics) {
+        let is_loaded = metrics.health != Health::Loading;
+        *self.shared.metrics() = metrics;
+        if is_loaded {
+            self.shared.set_loaded();
+        }
+    }
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for StoreOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreOptions")
+            .field("place", &self.place)
+            .field("pace", &self.pace)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// Returns the metrics of operations of which nothing is known yet but their health.
+    #[must_use]
+    pub fn new(health: Health) -> Metrics {
+        Metrics {
+            health,
+            counts: Counts::default(),
+            ended: EndReason::ALL.map(|reason| (reason, 0)),
+            commits: [0; COMMIT_SECONDS.len() + 1],
+            commit_time: Duration::ZERO,
+            failed_commits: 0,
+            commit_lag: Duration::ZERO,
+            bytes: 0,
+        }
+    }
+}
+
 impl Shared {
+    fn new(place: String) -> Shared {
+        Shared {
+            is_loaded: watch::Sender::new(false),
+            place,
+            live: Mutex::default(),
+            metrics: Mutex::new(Metrics::new(Health::Loading)),
+        }
+    }
+
+    fn set_loaded(&self) {
+        self.is_loaded
+            .send_if_modified(|is_loaded| !mem::replace(is_loaded, true));
+    }
+
+    fn changed(&self, name: &Name, snapshot: Option<Snapshot>) {
+        let mut live = self.live();
+        match snapshot {
+            Some(snapshot) => match live.get(name) {
+                Some(sender) => drop(sender.send_replace(snapshot)),
+                None => drop(live.insert(name.clone(), watch::Sender::new(snapshot))),
+            },
+            None => drop(live.remove(name)),
+        }
+    }
+
     fn live(&self) -> MutexGuard<'_, HashMap<Name, watch::Sender<Snapshot>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -573,17 +740,9 @@ impl Shared {
     }
 
     fn update(&self, effects: Effects<oneshot::Sender<Reply>>, health: &Health, counts: Counts) {
-        let mut live = self.live();
         for (name, snapshot) in effects.changed {
-            match snapshot {
-                Some(snapshot) => match live.get(&name) {
-                    Some(sender) => drop(sender.send_replace(snapshot)),
-                    None => drop(live.insert(name, watch::Sender::new(snapshot))),
-                },
-                None => drop(live.remove(&name)),
-            }
+            self.changed(&name, snapshot);
         }
-        drop(live);
         let mut metrics = self.metrics();
         for record in effects.ended {
             let Some(end) = &record.end else { continue };
@@ -606,8 +765,7 @@ impl Shared {
         metrics.counts = counts;
         drop(metrics);
         if *health != Health::Loading {
-            self.is_loaded
-                .send_if_modified(|is_loaded| !mem::replace(is_loaded, true));
+            self.set_loaded();
         }
         // After the rest, so that a client that reads after its reply sees its own change.
         for (ticket, reply) in effects.replies {
@@ -674,21 +832,23 @@ fn run<H: Host>(
         let now = clock.now();
         while let Some(received) = message {
             match received {
-                Message::Start(record, reply) => runner.start(*record, reply, now),
-                Message::Cancel(name, by, message, reply) => {
+                Message::Command(Command::Start(record, reply)) => {
+                    runner.start(*record, reply, now);
+                }
+                Message::Command(Command::Cancel(name, by, message, reply)) => {
                     runner.cancel(&name, by, message, reply, now);
                 }
-                Message::Delete(name, reply) => runner.delete(&name, reply),
-                Message::Drain(reply) => runner.drain(reply, now),
+                Message::Command(Command::Delete(name, reply)) => runner.delete(&name, reply),
+                Message::Command(Command::Drain(reply)) => runner.drain(reply, now),
+                Message::Command(Command::Close) => {
+                    let (sender, reply) = oneshot::channel();
+                    runner.drain(sender, now);
+                    closing = Some(reply);
+                }
                 Message::Wake(name) => runner.wake(&name, now),
                 Message::Store(event) => {
                     failures += u64::from(matches!(event, Event::Failed(_)));
                     of_store(&mut runner, event, shared, now);
-                }
-                Message::Close => {
-                    let (sender, reply) = oneshot::channel();
-                    runner.drain(sender, now);
-                    closing = Some(reply);
                 }
             }
             message = messages.try_recv().ok();
@@ -742,16 +902,16 @@ fn of_store<H: Host>(
             if *runner.health() == before {
                 return;
             }
-            let folder = shared.folder.display();
+            let store = &shared.place;
             match &error {
                 StoreError::Damaged(_) => tracing::error!(
-                    %folder,
+                    store,
                     %error,
                     "the saved operations are damaged; stop the server, and restore a backup or run \
                      `hashfinder operations recover`"
                 ),
                 StoreError::Full(_) | StoreError::Unavailable(_) => tracing::error!(
-                    %folder,
+                    store,
                     %error,
                     "operations cannot be saved; they are paused"
                 ),

@@ -18,6 +18,7 @@ fn the_generated_files_are_up_to_date() {
         "hash_name.proto",
         "hashfinder/v1/finder.proto",
         "hashfinder/fleet/v1/fleet.proto",
+        "hashfinder/fleet/v1/operations.proto",
     ];
     let mut descriptors = protox::compile(protos, [root.join("../../proto")]).unwrap();
     for file in &mut descriptors.file {

@@ -54,7 +54,7 @@ use crate::{
     },
     log::{Log, LostLines},
     metrics::{self, CallsLayer, CallsService, Counts, Exporter},
-    operations::ServerHost,
+    operations::{self, ServerHost},
     rejections::Rejections,
     searches::shared::{Limits, Searches},
     services::{
@@ -80,6 +80,13 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time that operations have to save their last progress. On a working disk, that takes
 /// milliseconds.
 const OPERATIONS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why settings are wrong that save operations in two places.
+const TWO_STORES: &str = "state: with --fleet, operations are saved at the broker, and not in a folder; \
+                          remove --state";
+
+/// Why settings are wrong that save operations at a missing fleet.
+const NO_FLEET: &str = "operations cannot be saved at the broker of a fleet without --fleet";
 
 /// Services whose health is reported, in addition to that of the server as a whole.
 const SERVICES: [&str; 3] = [
@@ -160,6 +167,12 @@ impl Settings {
         let auth = Auth::load(&self.auth, has_client_certificates)?;
         if let Some(fleet) = &self.fleet {
             fleet.check()?;
+        }
+        let place = self.operations.as_ref().map(|settings| &settings.place);
+        match (place, &self.fleet) {
+            (Some(operations::Place::Folder(_)), Some(_)) => bail!(TWO_STORES),
+            (Some(operations::Place::Fleet), None) => bail!(NO_FLEET),
+            _ => {}
         }
         let place = match &self.listen {
             None => Place::Nowhere,
@@ -302,8 +315,16 @@ impl Checked {
         let operations = operations.map(|operations| {
             let (searches, auth) = (Arc::clone(&searches), Arc::clone(&auth));
             let traces = traces.clone();
-            let host = move || ServerHost::new(searches, auth, traces);
-            Operations::open(&operations.folder, operations.limits(), host)
+            let host = move || {
+                let (searches, auth) = (Arc::clone(&searches), Arc::clone(&auth));
+                ServerHost::new(searches, auth, traces.clone())
+            };
+            let limits = operations.limits();
+            anyhow::Ok(match (&operations.place, &fleet) {
+                (operations::Place::Folder(folder), _) => Operations::open(folder, limits, host)?,
+                (operations::Place::Fleet, Some(fleet)) => fleet.operations(limits, host)?,
+                (operations::Place::Fleet, None) => bail!(NO_FLEET),
+            })
         });
         let operations = operations.transpose()?;
         let _ = metrics_operations.set(operations.clone());
@@ -437,7 +458,7 @@ pub struct Server {
 impl Server {
     /// Number of threads that a server needs besides those of its runtime and those that search:
     /// one each for the log, deadlines, spans, the allocator and an estimate, two each for the
-    /// files of keys and of certificates, three for operations, and one while it starts.
+    /// files of keys and of certificates, four for operations, and one while it starts.
     pub const THREADS: usize = 10 + Operations::THREADS;
 
     /// Reads the files, binds the sockets and starts the threads that search. It raises the limit

@@ -779,7 +779,7 @@ impl Simulation {
 
 fn runner(world: &World, woken: &Woken) -> Runner<World, usize> {
     let woken = Arc::clone(woken);
-    Runner::new(world.clone(), MOST, move |name| {
+    Runner::new(world.clone(), Pace::DISK, MOST, move |name| {
         Waker::from(Arc::new(Nudge(name.clone(), Arc::clone(&woken))))
     })
 }
@@ -974,7 +974,7 @@ fn only_a_crash_of_the_server_counts_as_one() {
     assert_eq!(begun(&simulation), 1);
     let waiting = names.iter().filter(|name| {
         let phase = simulation.runner.phase(&simulation.runner.live[*name]);
-        phase == Phase::Queued(WAITS_FOR_TRIAL)
+        phase == Phase::Queued(WAITS_FOR_TRIAL.into())
     });
     assert_eq!(waiting.count(), 2);
 }

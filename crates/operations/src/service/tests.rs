@@ -1,6 +1,7 @@
 //! Tests with a real engine, and a store that blocks or fails.
 
 use std::{
+    path::PathBuf,
     sync::{
         Condvar,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -155,14 +156,17 @@ fn server(name: &str) -> Server {
     let (engine, faults) = (Arc::new(engine), Arc::new(Faults::default()));
     let (of_open, file, of_store) = (Arc::clone(&folder), folder.file(), Arc::clone(&faults));
     let limits = Limits::default();
-    let open: Open = Box::new(move || {
-        let store = Sqlite::open(&of_open, limits.of_client)?;
-        Ok(Box::new(Faulty(Box::new(store), Arc::clone(&of_store))))
-    });
-    let read =
-        move || -> Result<Box<dyn Reader>, StoreError> { Ok(Box::new(SqliteReader::open(&file)?)) };
+    let store = StoreOptions {
+        place: path.display().to_string(),
+        pace: Pace::DISK,
+        open: Box::new(move || {
+            let store = Sqlite::open(&of_open, limits.of_client)?;
+            Ok(Box::new(Faulty(Box::new(store), Arc::clone(&of_store))))
+        }),
+        read: Box::new(move || Ok(Box::new(SqliteReader::open(&file)?))),
+    };
     let host = EngineHost(Arc::clone(&engine));
-    let operations = Operations::with_store(open, read, Some(folder), 10_000, || host).unwrap();
+    let operations = Operations::run(store, Some(folder), 10_000, || host).unwrap();
     Server {
         operations,
         engine,

@@ -369,3 +369,351 @@ impl SearchState {
         }
     }
 }
+/// Value of the key `op.ID`: an operation as its client requested it. It never changes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SavedOperation {
+    /// Random, and different in each value.
+    #[prost(fixed64, tag = "1")]
+    pub nonce: u64,
+    /// The operation's name, without `operations/`.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    /// The client that owns it.
+    #[prost(string, tag = "3")]
+    pub client: ::prost::alloc::string::String,
+    /// Identifies the request among those of the client; empty if it has no id.
+    #[prost(string, tag = "4")]
+    pub request_id: ::prost::alloc::string::String,
+    /// Name for people.
+    #[prost(string, tag = "5")]
+    pub display_name: ::prost::alloc::string::String,
+    /// What to search for, as a cursor at its start.
+    #[prost(string, tag = "6")]
+    pub query: ::prost::alloc::string::String,
+    /// Hash budget in the request; 0 if it has none.
+    #[prost(uint64, tag = "7")]
+    pub maximum_hashes: u64,
+    /// How long to keep the operation after its end.
+    #[prost(message, optional, tag = "8")]
+    pub keep: ::core::option::Option<::prost_types::Duration>,
+    /// Its hash budget.
+    #[prost(uint64, tag = "9")]
+    pub budget: u64,
+    /// When it was created, in milliseconds since 1970.
+    #[prost(int64, tag = "10")]
+    pub created_ms: i64,
+    /// Whether its search was about to begin when it was created.
+    #[prost(uint32, tag = "11")]
+    pub resumes: u32,
+}
+/// Value of the key `state.ID`: what changes in an operation. It is written when there is something
+/// to report.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SavedState {
+    /// Random, and different in each value.
+    #[prost(fixed64, tag = "1")]
+    pub nonce: u64,
+    /// Its progress. It holds for the candidates below.
+    #[prost(message, optional, tag = "2")]
+    pub progress: ::core::option::Option<SavedProgress>,
+    /// The indices of its candidates, and of the secret that ended it.
+    #[prost(message, repeated, tag = "3")]
+    pub candidates: ::prost::alloc::vec::Vec<Index>,
+    /// Who cancelled it, if it is to end.
+    #[prost(enumeration = "Canceller", tag = "4")]
+    pub cancel: i32,
+    /// Why it ended; empty if it has not.
+    #[prost(string, tag = "5")]
+    pub end_reason: ::prost::alloc::string::String,
+    /// When it ended, in milliseconds since 1970.
+    #[prost(int64, tag = "6")]
+    pub ended_ms: i64,
+    /// Explanation of its end, for people.
+    #[prost(string, tag = "7")]
+    pub end_message: ::prost::alloc::string::String,
+}
+/// How far an operation has come.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SavedProgress {
+    /// The operation's name, without `operations/`. It is empty within a state.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Number of its candidates. The progress holds only for a state with as many.
+    #[prost(uint64, tag = "2")]
+    pub candidates: u64,
+    /// What it has yet to cover, and what it holds beyond its frontier.
+    #[prost(message, optional, tag = "3")]
+    pub checkpoint: ::core::option::Option<Checkpoint>,
+    /// When it was last saved, in milliseconds since 1970.
+    #[prost(int64, tag = "4")]
+    pub updated_ms: i64,
+    /// How many times its search was begun without any progress since.
+    #[prost(uint32, tag = "5")]
+    pub resumes: u32,
+    /// How many times its search failed without much progress since.
+    #[prost(uint32, tag = "6")]
+    pub failures: u32,
+}
+/// Value of the key `progress`: the progress of all operations since their states were written.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ProgressOfAll {
+    /// Random, and different in each value.
+    #[prost(fixed64, tag = "1")]
+    pub nonce: u64,
+    /// The progress of each.
+    #[prost(message, repeated, tag = "2")]
+    pub operations: ::prost::alloc::vec::Vec<SavedProgress>,
+    /// The leader's clock, in milliseconds since 1970.
+    #[prost(int64, tag = "3")]
+    pub clock_ms: i64,
+    /// Until when that clock is doubtful, in milliseconds since 1970.
+    #[prost(int64, tag = "4")]
+    pub doubtful_until_ms: i64,
+}
+/// Value of the key `request.CLIENT.ID`: a request with an id, so that a duplicate of it starts
+/// nothing.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SavedRequest {
+    /// Random, and different in each value.
+    #[prost(fixed64, tag = "1")]
+    pub nonce: u64,
+    /// The operation that it started, without `operations/`.
+    #[prost(string, tag = "2")]
+    pub operation: ::prost::alloc::string::String,
+    /// What it searches for, as a cursor at its start.
+    #[prost(string, tag = "3")]
+    pub query: ::prost::alloc::string::String,
+    /// Its hash budget; 0 if it has none.
+    #[prost(uint64, tag = "4")]
+    pub maximum_hashes: u64,
+    /// When it was saved, in milliseconds since 1970.
+    #[prost(int64, tag = "5")]
+    pub created_ms: i64,
+    /// When to forget it, because its operation was deleted, in milliseconds since 1970; 0 if it was
+    /// not.
+    #[prost(int64, tag = "6")]
+    pub forget_ms: i64,
+}
+/// Value of the key `writer`: the leader that writes the other keys. Every write before this one
+/// comes before it for every reader.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Writer {
+    /// Random, and different in each value.
+    #[prost(fixed64, tag = "1")]
+    pub nonce: u64,
+    /// The leader's term.
+    #[prost(message, optional, tag = "2")]
+    pub term: ::core::option::Option<Term>,
+    /// The leader.
+    #[prost(string, tag = "3")]
+    pub server: ::prost::alloc::string::String,
+}
+/// A message of a server to the leader about an operation.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OperationRequest {
+    /// What to do.
+    #[prost(oneof = "operation_request::Request", tags = "1, 2, 3")]
+    pub request: ::core::option::Option<operation_request::Request>,
+}
+/// Nested message and enum types in `OperationRequest`.
+pub mod operation_request {
+    /// What to do.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Request {
+        /// Start this operation, if the same request has not started it before.
+        #[prost(message, tag = "1")]
+        Start(super::SavedOperation),
+        /// Cancel an operation.
+        #[prost(message, tag = "2")]
+        Cancel(super::CancelOperation),
+        /// Delete this operation, whose name is here without `operations/`.
+        #[prost(string, tag = "3")]
+        Delete(::prost::alloc::string::String),
+    }
+}
+/// A request to cancel an operation.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CancelOperation {
+    /// The operation's name, without `operations/`.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Who cancels it.
+    #[prost(enumeration = "Canceller", tag = "2")]
+    pub by: i32,
+    /// Why, for people.
+    #[prost(string, tag = "3")]
+    pub message: ::prost::alloc::string::String,
+}
+/// The leader's reply to an `OperationRequest`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OperationReply {
+    /// What the request has done is visible in the bucket at this revision.
+    #[prost(uint64, tag = "1")]
+    pub revision: u64,
+    /// What became of the request.
+    #[prost(oneof = "operation_reply::Result", tags = "2, 3, 4, 5")]
+    pub result: ::core::option::Option<operation_reply::Result>,
+}
+/// Nested message and enum types in `OperationReply`.
+pub mod operation_reply {
+    /// What became of the request.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Result {
+        /// The operation was started.
+        #[prost(bool, tag = "2")]
+        Started(bool),
+        /// The same request had started this operation before. The name is without `operations/`.
+        #[prost(string, tag = "3")]
+        Existing(::prost::alloc::string::String),
+        /// It was cancelled or deleted, or had ended.
+        #[prost(bool, tag = "4")]
+        Done(bool),
+        /// It failed.
+        #[prost(message, tag = "5")]
+        Error(super::OperationError),
+    }
+}
+/// Why a request about an operation fails.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OperationError {
+    /// The kind of failure.
+    #[prost(enumeration = "operation_error::Kind", tag = "1")]
+    pub kind: i32,
+    /// Explanation, for people.
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
+    /// The limit that was reached.
+    #[prost(uint64, tag = "3")]
+    pub limit: u64,
+}
+/// Nested message and enum types in `OperationError`.
+pub mod operation_error {
+    /// The kind of failure.
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Kind {
+        /// Unknown.
+        Unspecified = 0,
+        /// The request id belongs to another request.
+        RequestIdReused = 1,
+        /// The operation of the same request was deleted.
+        Deleted = 2,
+        /// The client has its maximum number of operations that have not ended.
+        TooManyRunning = 3,
+        /// The client has its maximum number of operations.
+        TooManySaved = 4,
+        /// The operation has not ended.
+        NotEnded = 5,
+        /// Operations cannot be saved now.
+        Unavailable = 6,
+        /// What is saved is damaged.
+        Damaged = 7,
+        /// The leader is shutting down; another one is elected.
+        Draining = 8,
+    }
+    impl Kind {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "KIND_UNSPECIFIED",
+                Self::RequestIdReused => "KIND_REQUEST_ID_REUSED",
+                Self::Deleted => "KIND_DELETED",
+                Self::TooManyRunning => "KIND_TOO_MANY_RUNNING",
+                Self::TooManySaved => "KIND_TOO_MANY_SAVED",
+                Self::NotEnded => "KIND_NOT_ENDED",
+                Self::Unavailable => "KIND_UNAVAILABLE",
+                Self::Damaged => "KIND_DAMAGED",
+                Self::Draining => "KIND_DRAINING",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "KIND_UNSPECIFIED" => Some(Self::Unspecified),
+                "KIND_REQUEST_ID_REUSED" => Some(Self::RequestIdReused),
+                "KIND_DELETED" => Some(Self::Deleted),
+                "KIND_TOO_MANY_RUNNING" => Some(Self::TooManyRunning),
+                "KIND_TOO_MANY_SAVED" => Some(Self::TooManySaved),
+                "KIND_NOT_ENDED" => Some(Self::NotEnded),
+                "KIND_UNAVAILABLE" => Some(Self::Unavailable),
+                "KIND_DAMAGED" => Some(Self::Damaged),
+                "KIND_DRAINING" => Some(Self::Draining),
+                _ => None,
+            }
+        }
+    }
+}
+/// What the operations do that are not being searched. The leader sends it to all servers, once a
+/// second and at each change.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Phases {
+    /// The leader's term.
+    #[prost(message, optional, tag = "1")]
+    pub term: ::core::option::Option<Term>,
+    /// Each operation that waits or is paused.
+    #[prost(message, repeated, tag = "2")]
+    pub waiting: ::prost::alloc::vec::Vec<Waiting>,
+}
+/// An operation that waits or is paused.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Waiting {
+    /// The operation's name, without `operations/`.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Whether it is paused; otherwise it waits for a place.
+    #[prost(bool, tag = "2")]
+    pub is_paused: bool,
+    /// Why, for people.
+    #[prost(string, tag = "3")]
+    pub why: ::prost::alloc::string::String,
+}
+/// Who cancelled an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Canceller {
+    /// It is not cancelled.
+    Unspecified = 0,
+    /// The client that owns it.
+    Client = 1,
+    /// An operator.
+    Operator = 2,
+    /// The server, because the API key of the client was revoked.
+    Revocation = 3,
+}
+impl Canceller {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CANCELLER_UNSPECIFIED",
+            Self::Client => "CANCELLER_CLIENT",
+            Self::Operator => "CANCELLER_OPERATOR",
+            Self::Revocation => "CANCELLER_REVOCATION",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CANCELLER_UNSPECIFIED" => Some(Self::Unspecified),
+            "CANCELLER_CLIENT" => Some(Self::Client),
+            "CANCELLER_OPERATOR" => Some(Self::Operator),
+            "CANCELLER_REVOCATION" => Some(Self::Revocation),
+            _ => None,
+        }
+    }
+}

@@ -3,12 +3,13 @@
 use std::{sync::Arc, task::Waker};
 
 use hashfinder_operations::{Canceller, Host, Record, Refused, Search, StopCause as Stop};
-use hashfinder_search::{Advance, ResumableSearch};
+use hashfinder_search::Advance;
 
 use crate::{
     auth::Auth,
     searches::{
         record::Record as SearchRecord,
+        run::OperationRun,
         shared::{OperationPermit, Searches},
         stop_cause::StopCause,
     },
@@ -68,7 +69,7 @@ impl Host for ServerHost {
 
 /// The search of an operation.
 pub(crate) struct OperationSearch {
-    search: ResumableSearch,
+    search: OperationRun,
     record: Arc<SearchRecord>,
     searches: Arc<Searches>,
     waker: Waker,

@@ -5,7 +5,7 @@ mod host;
 mod owner;
 mod settings;
 
-pub use self::settings::Settings;
+pub use self::settings::{Place, Settings};
 pub(crate) use self::{
     host::ServerHost,
     owner::{Owner, owner_of},

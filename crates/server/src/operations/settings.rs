@@ -4,11 +4,20 @@ use std::{num::NonZeroU64, path::PathBuf, time::Duration};
 
 use hashfinder_operations::{ClientLimits, Limits};
 
+/// Where operations are saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In this folder. No other server may use it.
+    Folder(PathBuf),
+    /// At the broker of the server's fleet. Every server of the fleet serves them.
+    Fleet,
+}
+
 /// Settings of operations: where they are saved, and their limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The folder in which they are saved. No other server may use it.
-    pub folder: PathBuf,
+    /// Where they are saved.
+    pub place: Place,
     /// Hash budget of an operation. Default: 10^16, about a year of two cores.
     pub maximum_hashes: NonZeroU64,
     /// Maximum number of operations of a client that have not ended. Default: 100.
@@ -25,14 +34,14 @@ pub struct Settings {
 pub(crate) const LONGEST_KEEP: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl Settings {
-    /// Returns the default settings of operations that are saved in this folder.
+    /// Returns the default settings of operations that are saved here.
     #[must_use]
-    pub fn in_folder(folder: PathBuf) -> Settings {
+    pub fn at(place: Place) -> Settings {
         const MAXIMUM_HASHES: NonZeroU64 = NonZeroU64::new(10_000_000_000_000_000).unwrap();
         let limits = Limits::default();
         let positive = |limit| NonZeroU64::new(limit).unwrap_or(NonZeroU64::MIN);
         Settings {
-            folder,
+            place,
             maximum_hashes: MAXIMUM_HASHES,
             running_of_client: positive(limits.of_client.running),
             saved_of_client: positive(limits.of_client.saved),

@@ -7,14 +7,14 @@
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use hashfinder_fleet_nats::{Fleet, FleetAdvance, FleetRelease, FleetSearch};
 use hashfinder_search::{
-    Admission, Candidate, Checkpoint, Client, Engine, Event, Outcome, Progress, Query, Report,
-    Search,
+    Admission, Advance, Candidate, Checkpoint, Client, Engine, Event, Outcome, Progress, Query,
+    Report, ResumableSearch, Search,
 };
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -215,24 +215,22 @@ impl Travel {
     }
 
     /// Moves the search to the fleet.
-    fn leave(&mut self, checkpoint: Checkpoint) -> Place {
+    fn leave(&mut self, checkpoint: Checkpoint) -> (FleetSearch, Option<Admission>) {
         self.timer = None;
         let query = self.query.clone();
         let admission = self.engine.readmit(self.client.clone());
         let visit = self.release.visit(checkpoint.covered(&query));
         let on_release = Box::new(move |left| visit.by_fleet(left));
         let search = (self.fleet).search(self.client.clone(), query, checkpoint, on_release);
-        Place::Fleet(search, Some(admission))
+        (search, Some(admission))
     }
 
     /// Moves the search back to the engine.
-    fn come_back(&mut self, admission: Admission, checkpoint: Checkpoint) -> Search {
+    fn come_back(&mut self, admission: Admission, checkpoint: Checkpoint) -> ResumableSearch {
         self.covered = checkpoint.covered(&self.query);
-        self.timer = Some(Box::pin(sleep(TRIES_EVERY)));
         let (query, visit) = (self.query.clone(), self.release.visit(self.covered));
         let on_release = move |report| visit.by_engine(report);
-        let search = (self.engine).resume(admission, query, checkpoint, false, on_release);
-        search.into_search()
+        (self.engine).resume(admission, query, checkpoint, false, on_release)
     }
 }
 
@@ -289,7 +287,8 @@ impl Run {
                     travel.ready.extend(advance.candidates);
                     if is_stranded && let Some(admission) = admission.take() {
                         let search = travel.come_back(admission, advance.checkpoint);
-                        self.move_to(Place::Engine(search));
+                        travel.timer = Some(Box::pin(sleep(TRIES_EVERY)));
+                        self.move_to(Place::Engine(search.into_search()));
                         continue;
                     }
                     let has_ended = advance.outcome.is_some();
@@ -321,8 +320,8 @@ impl Run {
                 travel.release.set_leaving(false);
                 return event;
             };
-            let fleet = travel.leave(checkpoint);
-            self.move_to(fleet);
+            let (fleet, admission) = travel.leave(checkpoint);
+            self.move_to(Place::Fleet(fleet, admission));
         }
     }
 
@@ -332,6 +331,100 @@ impl Run {
         let stopper = self.stopper();
         if let Some(travel) = &self.travel {
             travel.record.started(&stopper);
+        }
+    }
+}
+
+/// The runner's handle of an operation's search, wherever it runs. Dropping it stops the search.
+pub(crate) struct OperationRun {
+    place: OperationPlace,
+    travel: Option<Travel>,
+}
+
+enum OperationPlace {
+    Engine(ResumableSearch),
+    Fleet(FleetSearch, Option<Admission>),
+}
+
+impl OperationRun {
+    /// Returns the handle of a search that has begun on the engine. With `travel`, it can move.
+    pub(crate) fn new(search: ResumableSearch, travel: Option<Travel>) -> OperationRun {
+        OperationRun {
+            place: OperationPlace::Engine(search),
+            travel,
+        }
+    }
+
+    /// Takes what is new, as [`ResumableSearch::advance`] does. Looks for agents as well, so it has
+    /// to be called regularly.
+    pub(crate) fn advance(&mut self, waker: &Waker) -> Advance {
+        let Some(travel) = &mut self.travel else {
+            return match &mut self.place {
+                OperationPlace::Engine(search) => search.advance(waker),
+                OperationPlace::Fleet(search, _) => search.advance(waker).advance,
+            };
+        };
+        let (place, mut advance) = match &mut self.place {
+            OperationPlace::Engine(search) => {
+                let advance = search.advance(waker);
+                if advance.outcome.is_none() {
+                    if !travel.is_leaving && travel.fleet.has_agents() {
+                        travel.is_leaving = true;
+                        travel.release.set_leaving(true);
+                        search.stopper().stop();
+                    }
+                    return advance;
+                }
+                if !std::mem::take(&mut travel.is_leaving) {
+                    return advance;
+                }
+                let is_stopped = matches!(advance.outcome, Some(Outcome::Stopped(_)));
+                if travel.record.is_stopped() || !is_stopped {
+                    travel.release.set_leaving(false);
+                    return advance;
+                }
+                let (search, admission) = travel.leave(advance.checkpoint.clone());
+                (OperationPlace::Fleet(search, admission), advance)
+            }
+            OperationPlace::Fleet(search, admission) => {
+                let FleetAdvance {
+                    advance,
+                    is_stranded,
+                } = search.advance(waker);
+                let admission = admission.take_if(|_| is_stranded);
+                let Some(admission) = admission else {
+                    return advance;
+                };
+                let search = travel.come_back(admission, advance.checkpoint.clone());
+                (OperationPlace::Engine(search), advance)
+            }
+        };
+        self.place = place;
+        let stopper = match &self.place {
+            OperationPlace::Engine(search) => Stopper::Engine(search.stopper(), travel.covered),
+            OperationPlace::Fleet(search, _) => Stopper::Fleet(search.stopper()),
+        };
+        travel.record.started(&stopper);
+        // So that the waker is woken.
+        let next = match &mut self.place {
+            OperationPlace::Engine(search) => search.advance(waker),
+            OperationPlace::Fleet(search, _) => search.advance(waker).advance,
+        };
+        advance.candidates.extend(next.candidates);
+        Advance {
+            candidates: advance.candidates,
+            ..next
+        }
+    }
+}
+
+impl Drop for OperationRun {
+    /// The search ends where it is.
+    fn drop(&mut self) {
+        if let Some(travel) = &self.travel
+            && travel.is_leaving
+        {
+            travel.release.set_leaving(false);
         }
     }
 }

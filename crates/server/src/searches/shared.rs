@@ -12,7 +12,7 @@ use hashfinder_fleet_nats::Fleet;
 use hashfinder_operations::Refused;
 use hashfinder_proto::v1::finder_server;
 use hashfinder_search::{
-    Admission, Client, Engine, Metrics, Outcome, OverLimit, Query, Quota, Report, ResumableSearch,
+    Admission, Client, Engine, Metrics, Outcome, OverLimit, Query, Quota, Report,
 };
 use hashfinder_transport::{ClientName, Peer};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -31,7 +31,7 @@ use crate::{
         owner_client::{client_of, is_local},
         record::Record,
         registry::{Registry, Viewer},
-        run::{Release, Run, Travel},
+        run::{OperationRun, Release, Run, Travel},
         stop_cause::StopCause,
         stopper::Stopper,
     },
@@ -285,8 +285,12 @@ impl Searches {
         operation: &hashfinder_operations::Record,
         alone: bool,
         traces: Option<Traces>,
-    ) -> (ResumableSearch, Arc<Record>) {
+    ) -> (OperationRun, Arc<Record>) {
         let query = operation.query();
+        let client = self.client_named(
+            &client_of(&operation.request.client),
+            CONNECTION_OF_OPERATIONS,
+        );
         let name = client_of(&operation.request.client);
         let OperationPermit {
             admission,
@@ -301,7 +305,7 @@ impl Searches {
         let counts = self.counts.clone();
         let checkpoint = operation.checkpoint.clone();
         let (operation_name, began) = (operation.name.to_string(), SystemTime::now());
-        let on_release = move |report: Report| {
+        let release = Release::new(move |report: Report| {
             registry.ended(&of_release, &report.outcome, report.tests);
             let mut cause = "completed";
             if let Outcome::Stopped(_) = report.outcome {
@@ -324,11 +328,27 @@ impl Searches {
                 traces.add_operation(operation_name, began, search);
             }
             drop((permit, counted));
-        };
+        });
+        let visit = release.visit(0);
+        let on_release = move |report| visit.by_engine(report);
         let search = (self.engine).resume(admission, query.clone(), checkpoint, alone, on_release);
         record.started(&Stopper::Engine(search.stopper(), 0));
         self.registry.add(&record);
-        (search, record)
+        // A search that has failed shares nothing with others, so it stays here.
+        let fleet = self.fleet.as_ref();
+        let fleet = fleet.filter(|fleet| !alone && fleet.takes(query));
+        let travel = fleet.map(|fleet| {
+            let (engine, record) = (Arc::clone(&self.engine), Arc::clone(&record));
+            Travel::new(
+                engine,
+                fleet.clone(),
+                client,
+                query.clone(),
+                record,
+                release,
+            )
+        });
+        (OperationRun::new(search, travel), record)
     }
 
     /// Records the end of an operation's search.

@@ -182,7 +182,7 @@ fn any(name: &str, message: &impl Message) -> Any {
 fn metadata(snapshot: &Snapshot) -> SearchMetadata {
     let record = &*snapshot.record;
     let (state, state_message) = match &snapshot.phase {
-        Phase::Queued(why) => (OperationState::Queued, (*why).to_owned()),
+        Phase::Queued(why) => (OperationState::Queued, why.to_string()),
         Phase::Running => (OperationState::Running, String::new()),
         Phase::Paused(why) => (OperationState::Paused, why.to_string()),
         Phase::Ended => (OperationState::Ended, String::new()),

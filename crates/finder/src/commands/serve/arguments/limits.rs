@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     num::{NonZeroU32, NonZeroU64, NonZeroUsize},
-    path::PathBuf,
     str::FromStr,
     time::Duration,
 };
@@ -17,9 +16,9 @@ use hashfinder_transport::{
 
 use crate::arguments::values::{duration, number, positive, positive_duration, shown};
 
-/// Returns the default settings of operations, whatever their folder.
+/// Returns the default settings of operations, wherever they are saved.
 fn operations() -> operations::Settings {
-    operations::Settings::in_folder(PathBuf::new())
+    operations::Settings::at(operations::Place::Fleet)
 }
 
 /// The table `[serve.limits]` of the file. `config default` prints the doc comments of its fields.
@@ -217,10 +216,10 @@ enum BudgetStatus {
 }
 
 impl LimitsArguments {
-    /// Returns the settings of operations that are saved in this folder.
-    pub(super) fn operations(&self, folder: PathBuf) -> operations::Settings {
+    /// Returns the settings of operations that are saved here.
+    pub(super) fn operations(&self, place: operations::Place) -> operations::Settings {
         operations::Settings {
-            folder,
+            place,
             maximum_hashes: self.maximum_hashes_per_operation,
             running_of_client: self.maximum_running_operations_per_client,
             saved_of_client: self.maximum_saved_operations_per_client,

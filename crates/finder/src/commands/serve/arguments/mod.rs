@@ -16,7 +16,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use hashfinder_fleet_nats::BrokerAddress;
 use hashfinder_search::Kernel;
-use hashfinder_server::{HostPort, Listen, MAXIMUM_WEIGHT, Searches, Settings, log};
+use hashfinder_server::{HostPort, Listen, MAXIMUM_WEIGHT, Searches, Settings, log, operations};
 use hashfinder_transport::ClientName;
 
 pub(crate) use self::limits::LimitsArguments;
@@ -229,13 +229,15 @@ impl ServeArguments {
             },
         };
         let limits = self.limits.0;
+        let of_fleet = self.fleet.is_some().then_some(operations::Place::Fleet);
+        let operations = self.state.map(operations::Place::Folder).or(of_fleet);
         Ok(Settings {
             listen: Some(listen),
             metrics: self.metrics_address,
             tls: self.tls.files()?,
             auth: self.auth.settings(self.listen_unprotected),
             operators: self.operators,
-            operations: self.state.map(|folder| limits.operations(folder)),
+            operations: operations.map(|place| limits.operations(place)),
             fleet: self.fleet.map(|at| self.fleet_files.options(at)),
             traces: self.traces.settings(limits.otlp_sampling),
             calls: limits.calls(self.behind_proxy),

@@ -210,6 +210,9 @@ impl Leader {
         let Some(dealt) = self.roster.take(agent, report.lease) else {
             return;
         };
+        if let Some(member) = self.roster.agents.get_mut(agent) {
+            member.answered(dealt.recalled, now);
+        }
         if report.failed {
             self.take_failure(agent, &dealt, report.lease, now);
             return;

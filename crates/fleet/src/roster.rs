@@ -13,7 +13,9 @@ use crate::messages::{AgentId, Work};
 /// Time of silence after which an agent's leases are given to others.
 pub const SILENT_AFTER: Duration = Duration::from_secs(3);
 
-/// Time after which a recalled lease is given to others, if its agent does not answer.
+/// Time after which a recalled lease is given to others, if its agent does not answer. It is longer
+/// for an agent whose messages take longer: otherwise, no recalled lease of such an agent would
+/// count, and a search whose last secrets it alone tries would never end.
 pub const RECALLED_FOR: Duration = Duration::from_millis(250);
 
 /// Time of silence after which an agent is forgotten.
@@ -49,6 +51,8 @@ pub(crate) struct Member {
     pub(crate) rate: f64,
     pub(crate) is_draining: bool,
     pub(crate) leases: BTreeMap<LeaseId, Dealt>,
+    /// Time that it has to answer a recall.
+    answers_within: Duration,
     /// Number of its reports that were not true.
     pub(crate) false_reports: u64,
 }
@@ -101,6 +105,7 @@ impl Member {
             },
             is_draining: false,
             leases: BTreeMap::new(),
+            answers_within: RECALLED_FOR,
             false_reports: 0,
         }
     }
@@ -118,6 +123,16 @@ impl Member {
             // On a logarithmic scale, one slow lease says as little as one fast lease.
             self.rate *= (rate / self.rate).powf(weight);
             self.rate = self.rate.min(MOST_RATE);
+        }
+    }
+
+    /// Notes how long the answer to a recall took.
+    pub(crate) fn answered(&mut self, recalled: Option<Duration>, now: Duration) {
+        if let Some(at) = recalled {
+            let took = now.saturating_sub(at);
+            // A report that crossed the recall took less.
+            let needed = (took * 2).max(self.answers_within / 2);
+            self.answers_within = needed.clamp(RECALLED_FOR, SILENT_AFTER);
         }
     }
 
@@ -178,16 +193,22 @@ impl Roster {
         let mut overdue = Vec::new();
         self.agents.retain(|_, member| {
             let silent = now.saturating_sub(member.last_heard);
+            let answers_within = member.answers_within;
+            let mut was_late = false;
             member.leases.retain(|lease, dealt| {
                 let is_late = dealt
                     .recalled
-                    .is_some_and(|at| now.saturating_sub(at) >= RECALLED_FOR);
+                    .is_some_and(|at| now.saturating_sub(at) >= answers_within);
+                was_late |= is_late;
                 let is_overdue = is_late || silent >= SILENT_AFTER;
                 if is_overdue {
                     overdue.push(*lease);
                 }
                 !is_overdue
             });
+            if was_late {
+                member.answers_within = (answers_within * 2).min(SILENT_AFTER);
+            }
             // A draining agent without leases has left.
             let is_gone = member.is_draining && member.leases.is_empty();
             silent

@@ -15,6 +15,9 @@ use std::{
 
 use self::world::{Size, World};
 
+/// Schedules that have failed once.
+const FAILED_ONCE: [u64; 1] = [15_935_426_769_466_763_001];
+
 /// Set `SEED` to repeat one schedule. `FLEET_SCHEDULES` sets how many random ones are played; by
 /// default, the same 2,000 are played each time.
 #[test]
@@ -23,6 +26,9 @@ fn a_fleet_finds_what_one_thread_finds_whatever_fails() {
     if let Some(seed) = number("SEED") {
         World::new(seed, Size::Small).run();
         return;
+    }
+    for seed in FAILED_ONCE {
+        World::new(seed, Size::Small).run();
     }
     let (random, next) = (number("FLEET_SCHEDULES"), AtomicU64::new(0));
     let play_some = || {

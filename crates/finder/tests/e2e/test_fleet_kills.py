@@ -10,7 +10,7 @@ import grpc
 import pytest
 from conftest import SIGKILL, SIGTERM, TIMEOUT_S, free_port
 from fleet import Fleet
-from test_operation_kills import Oracle
+from test_operation_kills import Oracles
 
 # `cargo xtask long fleet` sets a greater number.
 KILLS = int(os.environ.get("FLEET_KILLS", 20))
@@ -66,7 +66,7 @@ class Caller:
                         ended = event.ended
             except grpc.RpcError as error:
                 code = error.code()
-        expected, how, frontier = harness.oracles[name].expect(budget)
+        expected, how, frontier = harness.oracles[name, interesting].expect(budget)
         if ended is not None:
             reason = pb.EndReason.Name(ended.reason).removeprefix("END_REASON_").lower()
             assert (found, reason, ended.frontier) == (expected, how, frontier), name
@@ -85,7 +85,7 @@ class Harness:
     def __init__(self, v1, fleet):
         self.v1, self.fleet = v1, fleet
         self.choice = random.Random(SEED)
-        self.oracles = {name: Oracle(name, interesting) for name, interesting in NAMES}
+        self.oracles = Oracles()
         self.is_over = threading.Event()
         self.counts = Counter()
         self.agents_cpu_s = 0

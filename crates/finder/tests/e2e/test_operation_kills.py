@@ -69,6 +69,14 @@ class Oracle:
         return below, "hash_budget_spent", budget
 
 
+class Oracles(dict):
+    """Oracles by name and distance, each made when it is first needed."""
+
+    def __missing__(self, about):
+        self[about] = Oracle(*about)
+        return self[about]
+
+
 class Watcher:
     """Watches an operation, and attaches again after each kill, with the next index."""
 
@@ -106,7 +114,7 @@ class Watcher:
 class Harness:
     def __init__(self, v1, state, choice):
         self.v1, self.pb, self.state, self.choice = v1, v1.messages, state, choice
-        self.oracles = {}
+        self.oracles = Oracles()
         # Operations that may be saved, and those of them that were acknowledged.
         self.budgets, self.names, self.cancelled = {}, {}, set()
         self.maybe_cancelled = set()
@@ -254,8 +262,6 @@ class Harness:
     def check(self, name, one):
         """Compares an operation that has ended with the oracle."""
         about = self.names[name]
-        if about not in self.oracles:
-            self.oracles[about] = Oracle(*about)
         expected, end, hashes = self.oracles[about].expect(self.budgets[name])
         indices = [candidate["index"] for candidate in one["candidates"]]
         if one["end_reason"] == "cancelled_by_client":

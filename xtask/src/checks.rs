@@ -104,7 +104,7 @@ fn tests_of_crates() -> Result<()> {
         "which kernels were tested",
         &mut cargo("test --workspace --test kernels -- --nocapture names_the_kernels_that_ran"),
     )?;
-    timed("known bugs", |_| mutants::run())?;
+    timed("known bugs", mutants::run)?;
     for half in ["client", "server"] {
         step(
             &format!("tests of tonic-cancel's {half} alone"),

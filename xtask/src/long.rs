@@ -1,7 +1,7 @@
 //! `cargo xtask long NAME`: runs the long forms of checks whose short forms are tests, and writes
 //! their figures into `bench/RESULTS.md`.
 
-use std::{env, fmt::Write as _, process::Command, time::Instant};
+use std::{env, fmt::Write as _, fs, process::Command, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -22,10 +22,14 @@ const TRIALS: &str = "10000";
 /// Number of times that a server with operations is killed. The tests take a twentieth.
 const KILLS: &str = "1000";
 
-/// Number of simulated schedules of a small fleet, and of kills of the processes of a real one. The
-/// tests take a fiftieth or less.
+/// Number of simulated schedules of a small fleet; of kills of the processes of a real one, without
+/// and with operations; and how often its broker loses values. The tests take a fiftieth or so.
 const FLEET_SCHEDULES: &str = "100000";
-const FLEET_KILLS: &str = "500";
+const FLEET_SIZES: [(&str, &str); 3] = [
+    ("FLEET_KILLS", "500"),
+    ("FLEET_OPERATION_KILLS", "500"),
+    ("FLEET_OPERATION_LOSSES", "200"),
+];
 
 /// Sizes of large simulated fleets, how often each runs, and the number of searches.
 const FLEETS: [(&str, &str, &str); 2] = [("2200", "200", "40"), ("10000", "3", "10")];
@@ -113,8 +117,9 @@ pub(crate) fn operations() -> Result<()> {
     )
 }
 
-/// Runs one of the long checks of fleets, or all of them. Together they take six hours. Their sizes
-/// can be set by `FLEET_SCHEDULES`, `FLEET_RUNS` and `FLEET_KILLS`, and the sections say them.
+/// Runs one of the long checks of fleets, or all of them. Together they take seven hours. Their
+/// sizes can be set by `FLEET_SCHEDULES`, `FLEET_RUNS` and [`FLEET_SIZES`], and the sections say
+/// them.
 pub(crate) fn fleet(part: Option<&str>) -> Result<()> {
     if part.is_none_or(|part| part == "schedules") {
         fleet_schedules()?;
@@ -124,6 +129,9 @@ pub(crate) fn fleet(part: Option<&str>) -> Result<()> {
     }
     if part.is_none_or(|part| part == "kills") {
         fleet_kills()?;
+    }
+    if part.is_none_or(|part| part == "operations") {
+        fleet_operations()?;
     }
     Ok(())
 }
@@ -177,29 +185,63 @@ fn fleet_waits() -> Result<()> {
 
 /// Kills the processes of a real fleet again and again.
 fn fleet_kills() -> Result<()> {
-    let python = prepare_python()?;
-    step(
-        "the program",
-        &mut cargo("build --workspace --bins --features hashfinder/jemalloc"),
-    )?;
-    let mut tests = Command::new(&python);
-    tests
-        .args(["-m", "pytest", "--quiet", "-rA", "--timeout=0"])
-        .arg(format!("{END_TO_END}/test_fleet_kills.py"))
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .env("BROKERS", prepare_brokers(&python)?)
-        .env("HASHFINDER", target().join("debug/hashfinder"))
-        .env("FLEET_KILLS", size("FLEET_KILLS", FLEET_KILLS));
-    let (minutes, printed) = timed(&mut tests)?;
-    let kills = printed
-        .lines()
-        .find_map(|line| line.strip_prefix("fleet kills: "));
-    let kills = kills.context("the test did not print its kills")?;
+    let (minutes, printed) = real_fleet("test_fleet_kills.py")?;
+    let kills = figure(&printed, "fleet kills: ")?;
     write(
         "Fleets: kills",
         "fleet kills",
         &format!("Processes killed in {minutes:.0} minutes: {kills}."),
     )
+}
+
+/// Kills the processes of a real fleet that runs operations, and makes its broker lose values.
+fn fleet_operations() -> Result<()> {
+    let (minutes, printed) = real_fleet("test_fleet_operation_kills.py")?;
+    let kills = figure(&printed, "fleet operation kills: ")?;
+    let losses = figure(&printed, "fleet operation losses: ")?;
+    write(
+        "Fleets: operations",
+        "fleet operations",
+        &format!(
+            "Nothing that was acknowledged was lost, each watcher saw each event once, and each \
+             operation ended as with one thread, in {minutes:.0} minutes.\n\n\
+             - Processes killed: {kills}.\n\
+             - Times that values of the bucket were removed or set back: {losses}."
+        ),
+    )
+}
+
+/// Runs tests of a fleet of real processes. Returns their duration in minutes and what they
+/// printed.
+fn real_fleet(tests: &str) -> Result<(f64, String)> {
+    let python = prepare_python()?;
+    step(
+        "the program",
+        &mut cargo("build --workspace --bins --features hashfinder/jemalloc"),
+    )?;
+    // A copy, so that a build meanwhile does not replace it.
+    let program = target().join("long-hashfinder");
+    fs::copy(target().join("debug/hashfinder"), &program)?;
+    let mut command = Command::new(&python);
+    command
+        .args(["-m", "pytest", "--quiet", "-rA", "--timeout=0"])
+        .arg(format!("{END_TO_END}/{tests}"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("BROKERS", prepare_brokers(&python)?)
+        .env("HASHFINDER", program);
+    for (variable, default) in FLEET_SIZES {
+        command.env(variable, size(variable, default));
+    }
+    timed(&mut command)
+}
+
+/// Returns what a test has printed after this.
+fn figure<'a>(printed: &'a str, before: &str) -> Result<&'a str> {
+    let figure = printed.lines().find_map(|line| {
+        // Pytest prints a dot for the test before.
+        line.trim_start_matches('.').strip_prefix(before)
+    });
+    figure.with_context(|| format!("the test did not print its {before}"))
 }
 
 /// Runs many random schedules of the engine, of operations and of the cancellation layer.

@@ -51,7 +51,7 @@ Long forms of checks, which write bench/RESULTS.md or, for attacks and soak, ben
   long kernels        10^9 secrets for every kernel
   long kills          10,000 searches, stopped in every way and resumed
   long operations     1,000 kills of a server that runs operations
-  long fleet [schedules | waits | kills]
+  long fleet [schedules | waits | kills | operations]
                       10^5 simulated schedules of fleets, large fleets, and 500 kills of the processes
                       of a real one: six hours in all
   long schedules      10^6 random schedules of the engine, operations and the cancellation layer
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
     let done = match (&arguments[..], form) {
         (["test"], Form::Long) => checks::run(),
         (["boundaries"], Form::Long) => boundaries::run(),
-        (["mutants"], Form::Long) => mutants::run(),
+        (["mutants"], form) => mutants::run(form),
         (["bench", "peers"], form) => peers::run(form),
         (["bench", "engine"], form) => engine::run(form),
         (["bench", "cancel"], form) => cancel::run(form),
@@ -93,9 +93,14 @@ fn main() -> ExitCode {
         (["long", "kills"], Form::Long) => long::kills(),
         (["long", "operations"], Form::Long) => long::operations(),
         (["long", "fleet"], Form::Long) => long::fleet(None),
-        (["long", "fleet", part @ ("schedules" | "waits" | "kills")], Form::Long) => {
-            long::fleet(Some(*part))
-        }
+        (
+            [
+                "long",
+                "fleet",
+                part @ ("schedules" | "waits" | "kills" | "operations"),
+            ],
+            Form::Long,
+        ) => long::fleet(Some(*part)),
         (["long", "schedules"], Form::Long) => long::schedules(),
         (["long", "streams"], Form::Long) => long::streams(),
         (["long", "image"], form) => image::run(form),

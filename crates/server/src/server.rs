@@ -83,7 +83,7 @@ const OPERATIONS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why settings are wrong that save operations in two places.
 const TWO_STORES: &str = "state: with --fleet, operations are saved at the broker, and not in a folder; \
-                          remove --state";
+                          remove --state (in the systemd unit: HASHFINDER_SERVE_STATE=)";
 
 /// Why settings are wrong that save operations at a missing fleet.
 const NO_FLEET: &str = "operations cannot be saved at the broker of a fleet without --fleet";

@@ -278,3 +278,26 @@ def test_a_folder_and_a_fleet_cannot_both_save_operations(fleet, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 2
     assert "remove --state" in done.stderr
+
+
+def test_saving_many_operations_takes_few_writes(v1, fleet):
+    server = fleet.server(limits={"maximum-running-operations-per-client": 1000})
+    fleet.leader(server)
+    client = Client(v1, server.address)
+    fleet.agent()
+    names = [client.begin(f"hashfinder{number:03}", 0, 0) for number in range(60)]
+    last = {}
+
+    async def revision(bucket):
+        last["revision"] = (await bucket.get("progress")).revision
+
+    def revisions():
+        change_bucket(fleet, revision)
+        return last["revision"]
+
+    # Nothing is found, and all of them are saved together, once a second.
+    wait_for(lambda: all(hashes(client, name) > 0 for name in names))
+    before, began = revisions(), time.monotonic()
+    wait_for(lambda: revisions() >= before + 5)
+    took = time.monotonic() - began
+    assert revisions() - before <= 2 * took + 3

@@ -238,8 +238,8 @@ impl Image {
         records.take(limit).cloned().collect()
     }
 
-    /// Applies a value, or its deletion. An old or repeated one changes nothing, and one that cannot
-    /// be read is not there.
+    /// Applies a value, or its deletion. An old or repeated one changes nothing, and one that
+    /// cannot be read is not there.
     pub(crate) fn apply(&mut self, key: &str, revision: u64, value: Option<&[u8]>) -> Applied {
         self.seen = self.seen.max(revision);
         if revision <= self.revision(key) {

@@ -246,8 +246,8 @@ pub(crate) fn bench(form: Form) -> Result<()> {
     samples.write("A fleet on one machine", &intro, &GOALS)
 }
 
-/// Starts a broker, two servers and four agents, runs a search and kills things, and prints what
-/// happened.
+/// Starts a broker, two servers and four agents, runs a search and an operation, kills things, and
+/// prints what happened.
 pub(crate) fn run(form: Form) -> Result<()> {
     step("the program", &mut cargo("build --bins"))?;
     let brokers = prepare_brokers(&prepare_python()?)?;
@@ -308,6 +308,17 @@ pub(crate) fn run(form: Form) -> Result<()> {
         "a search for {budget} hashes begins at {}",
         servers[other].name
     ));
+    let at = |number: usize| format!("127.0.0.1:{}", ports[number]);
+    let operation = output(
+        Command::new(&on.program)
+            .args(["find", "--detach", "--quiet", "--server", &at(leader)])
+            .args(query),
+    )?;
+    let operation = operation.trim();
+    on.say(&format!(
+        "{} saves the same search as an operation",
+        servers[leader].name
+    ));
     sleep(Duration::from_secs(2));
     on.status()?;
 
@@ -322,6 +333,16 @@ pub(crate) fn run(form: Form) -> Result<()> {
     ));
     servers[leader] = on.server(leader + 1, ports[leader])?;
     on.say(&format!("{} is back", servers[leader].name));
+    let operations = |command: &str, number: usize| {
+        let mut operations = Command::new(&on.program);
+        operations.args(["operations", command, operation, "--server", &at(number)]);
+        operations
+    };
+    let mut watch = Process::start("watch", &on.folder, &mut operations("watch", other))?;
+    on.say(&format!(
+        "{} shows the operation's candidates: operations watch",
+        servers[other].name
+    ));
 
     sleep(Duration::from_secs(1));
     on.say("kill -9 of agent-1; its leases return after 3 s");
@@ -351,7 +372,8 @@ pub(crate) fn run(form: Form) -> Result<()> {
         }
         sleep(Duration::from_millis(20));
     }
-    on.say("the search has ended; the same search follows in one process");
+    watch.child.wait()?;
+    on.say("the search and the operation have ended; the same search follows in one process");
     let alone = Process::start(
         "alone",
         &on.folder,
@@ -361,12 +383,23 @@ pub(crate) fn run(form: Form) -> Result<()> {
     alone.child.wait()?;
     let candidates = |process: &Process| -> Result<Vec<String>> {
         let printed = fs::read_to_string(&process.log)?;
-        let lines = printed
-            .lines()
-            .filter(|line| !line.starts_with("hashfinder: "));
+        // Then the nearest one is repeated.
+        let end = "hashfinder: nearest candidate";
+        let lines = printed.lines().take_while(|line| !line.starts_with(end));
+        let lines = lines.filter(|line| !line.starts_with("hashfinder: "));
         Ok(lines.map(str::to_owned).collect())
     };
     let (found, expected) = (candidates(&search)?, candidates(&alone)?);
+    ensure!(
+        candidates(&watch)? == expected,
+        "the operation's candidates differ from those of one process"
+    );
+    let listed = output(&mut operations("candidates", leader))?;
+    ensure!(
+        listed.lines().eq(&expected),
+        "the operation's candidates differ at {}",
+        servers[leader].name
+    );
     ensure!(!expected.is_empty(), "the search has no candidates");
     ensure!(
         found == expected,
@@ -378,7 +411,7 @@ pub(crate) fn run(form: Form) -> Result<()> {
         "a search has failed"
     );
     on.say(&format!(
-        "both found the same {} candidates in the same order, within exactly {budget} hashes",
+        "all three found the same {} candidates in the same order, within exactly {budget} hashes",
         found.len()
     ));
     drop(broker);

@@ -280,15 +280,13 @@ impl Member {
             return;
         }
         if let Some((leading, _)) = self.leading.take() {
+            self.shared.leads.send_replace(None);
             tracing::info!(
                 term = leading.term().number,
                 "this server leads the fleet no longer"
             );
         }
-        let Some(term) = term else {
-            self.shared.leads.send_replace(None);
-            return;
-        };
+        let Some(term) = term else { return };
         let messages = match timeout(SUBSCRIBE_TIMEOUT, subscribe(&self.broker, term)).await {
             Ok(Ok(messages)) => messages,
             Ok(Err(error)) => {

@@ -13,7 +13,7 @@ mod values;
 
 use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
-use async_nats::{Message, RequestErrorKind, Subscriber};
+use async_nats::{Message, RequestErrorKind, Subject, Subscriber};
 use hashfinder_fleet::Term;
 use hashfinder_operations::{
     Command, Error, Health, Host, Limits, Metrics, Name, Operations, Pace, Phase, Replied, Reply,
@@ -26,7 +26,7 @@ use tokio::{
         Semaphore,
         mpsc::{self, UnboundedReceiver},
     },
-    task::{JoinHandle, JoinSet},
+    task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_stream::StreamExt;
@@ -75,6 +75,9 @@ const PHASES_EVERY: Duration = Duration::from_secs(1);
 /// Time without such a message after which the fleet counts as being without a leader.
 const SILENT_AFTER: Duration = Duration::from_secs(4);
 
+/// Why operations do not run yet when a leader begins.
+const LOADING: &str = "the fleet's leader is loading it";
+
 /// Maximum number of operations in such a message. Others are shown as running.
 const MOST_WAITING: usize = 4096;
 
@@ -104,7 +107,7 @@ impl Fleet {
         };
         let commands = move |command| commands.send(command).is_ok();
         let (operations, relay) = Operations::elsewhere(commands, Box::new(read))?;
-        replica.set_relay(relay);
+        replica.set_relay(Some(relay));
         let (of_store, server) = (Arc::clone(&replica), self.id());
         let leads = self.leads();
         let begin = move |term: Term| {
@@ -135,7 +138,7 @@ impl Fleet {
             replica,
             begin: Box::new(begin),
             led: None,
-            closing: None,
+            closing: JoinSet::new(),
             requests: JoinSet::new(),
             room: Arc::new(Semaphore::new(REQUESTS_AT_ONCE)),
             is_draining: false,
@@ -157,15 +160,15 @@ struct Task {
     begin: Begin,
     led: Option<Led>,
     /// Operations of an earlier term that are being closed.
-    closing: Option<JoinHandle<()>>,
+    closing: JoinSet<()>,
     /// Requests that are being passed on or handled.
     requests: JoinSet<()>,
     room: Arc<Semaphore>,
     is_draining: bool,
     /// The operations that waited at the last message about them, and when it was sent.
     last_phases: Option<(Instant, Vec<(Name, Phase)>)>,
-    /// When the last message about them came.
-    heard_phases: Option<Instant>,
+    /// When the last message about them came, and the number of its term.
+    heard_phases: Option<(Instant, u64)>,
 }
 
 /// The operations of the fleet, at the leader.
@@ -178,25 +181,15 @@ struct Led {
 impl Task {
     /// Passes on commands until the operations are closed.
     async fn run(mut self, mut commands: UnboundedReceiver<Command>) {
-        let mut brokers = self.fleet.broker();
-        let broker = loop {
-            if let Some(broker) = brokers.borrow_and_update().clone() {
-                break broker;
-            }
-            tokio::select! {
-                changed = brokers.changed() => if changed.is_err() {
-                    return;
-                },
-                command = commands.recv() => match command {
-                    None | Some(Command::Close) => return,
-                    Some(command) => reply_to(command, Err(away())),
-                },
-                () = sleep(PACE.save_every) => {
-                    let health = Health::Unavailable("the fleet's broker cannot be reached".into());
-                    self.show(Metrics::new(health));
-                }
-            }
-        };
+        let broker = broker_of(&self.fleet, &self.replica, &mut commands).await;
+        if let Some(broker) = broker {
+            self.serve(&mut commands, &broker).await;
+        }
+        // Now the operations are closed.
+        self.replica.set_relay(None);
+    }
+
+    async fn serve(&mut self, commands: &mut UnboundedReceiver<Command>, broker: &Broker) {
         let phases = broker.client.subscribe(broker.subject("phases")).await;
         let Ok(mut phases) = phases else { return };
         let mut leads = self.fleet.leads();
@@ -212,60 +205,74 @@ impl Task {
                     None | Some(Command::Close) => break,
                     Some(Command::Drain(reply)) => {
                         self.is_draining = true;
-                        self.step_down().await;
+                        self.step_down();
+                        while self.closing.join_next().await.is_some() {}
+                        // The next leader resumes the operations, while this server ends its calls.
+                        self.fleet.leave().await;
                         let _ = reply.send(Ok(Replied::Done));
                     }
-                    Some(command) => self.pass_on(command, &broker),
+                    Some(command) => self.pass_on(command, broker),
                 },
                 changed = leads.changed() => {
                     if changed.is_err() {
                         break;
                     }
                     let term = *leads.borrow_and_update();
-                    self.lead(term, &broker).await;
+                    self.lead(term, broker).await;
                 }
-                Some(request) = next(&mut self.led) => self.handle(request, &broker),
+                Some(_) = self.closing.join_next(), if !self.closing.is_empty() => {
+                    let term = *leads.borrow();
+                    self.lead(term, broker).await;
+                }
+                Some(request) = next(&mut self.led) => self.handle(request, broker),
                 Some(message) = phases.next() => self.hear_phases(&message),
                 Some(_) = self.requests.join_next(), if !self.requests.is_empty() => {}
                 _ = checks.tick() => {
-                    self.tell_phases(&broker);
-                    let is_silent = self.heard_phases.is_none_or(|at| at.elapsed() > SILENT_AFTER);
+                    // If an earlier attempt to begin has failed.
+                    let term = *leads.borrow();
+                    self.lead(term, broker).await;
+                    self.tell_phases(broker);
+                    let is_silent =
+                        self.heard_phases.is_none_or(|(at, _)| at.elapsed() > SILENT_AFTER);
                     if is_silent {
                         self.replica.set_phases(None);
                     }
-                    self.show_metrics(&broker);
+                    self.show_metrics(broker);
                 }
             }
         }
-        self.step_down().await;
-    }
-
-    fn show(&self, metrics: Metrics) {
-        if let Some(relay) = self.replica.relay() {
-            relay.set_metrics(metrics);
-        }
+        self.step_down();
+        while self.closing.join_next().await.is_some() {}
     }
 
     fn show_metrics(&self, broker: &Broker) {
-        self.show(match &self.led {
-            Some(led) => led.operations.metrics(),
-            None if self.replica.bucket().is_some() => Metrics::new(Health::Working),
-            None if broker.is_connected() => Metrics::new(Health::Loading),
-            None => Metrics::new(Health::Unavailable(
-                "the connection to the fleet's broker is lost".into(),
-            )),
-        });
+        let unavailable = |why: &str| Metrics::new(Health::Unavailable(why.into()));
+        self.replica
+            .show(match (&self.led, self.replica.problem()) {
+                (Some(led), _) => led.operations.metrics(),
+                (None, Some(problem)) => unavailable(&problem),
+                (None, None) if self.replica.bucket().is_some() => Metrics::new(Health::Working),
+                (None, None) if broker.is_connected() => Metrics::new(Health::Loading),
+                (None, None) => unavailable("the connection to the fleet's broker is lost"),
+            });
     }
 
     /// Begins to run the operations if this server leads, and stops if it does not.
     async fn lead(&mut self, term: Option<Term>, broker: &Broker) {
-        if self.led.as_ref().map(|led| led.term) == term {
+        let led = self.led.as_ref();
+        // After a panic, they begin again.
+        let led = led.filter(|led| !led.operations.is_broken());
+        if led.map(|led| led.term) == term {
             return;
         }
-        self.step_down().await;
+        self.step_down();
         let Some(term) = term.filter(|_| !self.is_draining) else {
             return;
         };
+        if !self.closing.is_empty() {
+            // Their last progress is being saved.
+            return;
+        }
         let requests = broker.client.subscribe(broker.subject("operation"));
         let Ok(Ok(requests)) = timeout(REPLY_TIMEOUT, requests).await else {
             return;
@@ -282,23 +289,16 @@ impl Task {
         }
     }
 
-    /// Saves the progress of the operations that this server runs, and stops their searches.
-    async fn step_down(&mut self) {
-        if let Some(closing) = self.closing.take() {
-            let _ = closing.await;
-        }
+    /// Stops the searches of the operations that this server runs, and saves their progress, unless
+    /// another server leads already. Requests that arrive from now on are repeated by their servers.
+    fn step_down(&mut self) {
         let Some(led) = self.led.take() else { return };
         self.last_phases = None;
-        let closing = tokio::spawn(async move {
+        self.closing.spawn(async move {
+            drop(led.requests);
             led.operations.close().await;
-            // Requests that have arrived are answered until here.
-            drop(led);
+            drop(led.operations);
         });
-        if self.is_draining {
-            let _ = closing.await;
-        } else {
-            self.closing = Some(closing);
-        }
     }
 
     /// Passes a command on to the leader.
@@ -332,8 +332,9 @@ impl Task {
     /// Handles a request of a server to the leader.
     fn handle(&mut self, request: Message, broker: &Broker) {
         let Some(led) = &self.led else { return };
-        // Without a place, the server repeats its request.
         let Ok(place) = Arc::clone(&self.room).try_acquire_owned() else {
+            let error = Error::Unavailable("too many requests are waiting; try again".into());
+            reply_with(broker, request.reply, 0, Err(error));
             return;
         };
         let (operations, broker) = (led.operations.clone(), broker.clone());
@@ -343,16 +344,14 @@ impl Task {
                 Ok(request) => carry_out(&operations, request).await,
                 Err(error) => Err(Error::Unavailable(error.to_string().into())),
             };
-            let reply = pb::OperationReply {
-                revision: replica.image().seen(),
-                result: Some(match result {
-                    Ok(result) => result,
-                    Err(error) => pb::operation_reply::Result::Error(values::error(&error)),
-                }),
+            let revision = replica.image().seen();
+            // Another server may have begun to lead, and may know better.
+            let result = if replica.leads().await {
+                result
+            } else {
+                Err(Error::Draining)
             };
-            if let Some(to) = request.reply {
-                broker.send(to, wire::encode(&reply));
-            }
+            reply_with(&broker, request.reply, revision, result);
             drop((place, operations));
         });
     }
@@ -360,7 +359,13 @@ impl Task {
     /// Says which operations are not being searched, if this server leads.
     fn tell_phases(&mut self, broker: &Broker) {
         let Some(led) = &self.led else { return };
-        let mut waiting = led.operations.waiting();
+        let mut waiting = match led.operations.metrics().health {
+            Health::Working | Health::Full(_) => led.operations.waiting(),
+            Health::Loading => self.replica.all_wait(&Phase::Queued(LOADING.into())),
+            Health::Unavailable(why) | Health::Damaged(why) => {
+                self.replica.all_wait(&Phase::Paused(why))
+            }
+        };
         waiting.sort_by(|a, b| a.0.cmp(&b.0));
         waiting.truncate(MOST_WAITING);
         if let Some((at, before)) = &self.last_phases
@@ -381,7 +386,12 @@ impl Task {
         let Ok(message) = wire::decode::<pb::Phases>(&message.payload) else {
             return;
         };
-        self.heard_phases = Some(Instant::now());
+        let term = wire::read_term(message.term).number;
+        let is_old = |(at, latest): (Instant, u64)| term < latest && at.elapsed() < SILENT_AFTER;
+        if self.heard_phases.is_some_and(is_old) {
+            return;
+        }
+        self.heard_phases = Some((Instant::now(), term));
         let waiting = message.waiting.into_iter().filter_map(|waiting| {
             let name = values::name(&waiting.id).ok()?;
             let phase = match waiting.is_paused {
@@ -392,6 +402,49 @@ impl Task {
         });
         let waiting: HashMap<Name, Phase> = waiting.collect();
         self.replica.set_phases(Some(waiting));
+    }
+}
+
+/// Replies to a request of a server.
+fn reply_with(
+    broker: &Broker,
+    to: Option<Subject>,
+    revision: u64,
+    result: Result<pb::operation_reply::Result, Error>,
+) {
+    let result =
+        result.unwrap_or_else(|error| pb::operation_reply::Result::Error(values::error(&error)));
+    let reply = pb::OperationReply {
+        revision,
+        result: Some(result),
+    };
+    if let Some(to) = to {
+        broker.send(to, wire::encode(&reply));
+    }
+}
+
+/// Waits for the connection. Returns `None` once the operations are closed.
+async fn broker_of(
+    fleet: &Fleet,
+    replica: &Replica,
+    commands: &mut UnboundedReceiver<Command>,
+) -> Option<Broker> {
+    let mut brokers = fleet.broker();
+    loop {
+        if let Some(broker) = brokers.borrow_and_update().clone() {
+            return Some(broker);
+        }
+        tokio::select! {
+            changed = brokers.changed() => changed.ok()?,
+            command = commands.recv() => match command {
+                None | Some(Command::Close) => return None,
+                Some(command) => reply_to(command, Err(away())),
+            },
+            () = sleep(PACE.save_every) => {
+                let health = Health::Unavailable("the fleet's broker cannot be reached".into());
+                replica.show(Metrics::new(health));
+            }
+        }
     }
 }
 
@@ -493,7 +546,9 @@ async fn ask(
             Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
                 why = Error::Unavailable("the fleet has no leader at the moment".into());
             }
-            Ok(Err(_)) | Err(_) => {}
+            Ok(Err(_)) | Err(_) => {
+                why = Error::Unavailable("the fleet's leader does not answer".into());
+            }
         }
         sleep(PAUSE).await;
     };

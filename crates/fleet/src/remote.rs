@@ -16,7 +16,7 @@ use crate::{
 const STRANDED_AFTER: Duration = Duration::from_secs(10);
 
 /// Time that a search which is stopped waits for the leader to say how far it came. Agents answer a
-/// recall within milliseconds, and the leases of a silent one are over after 250 ms.
+/// recall within milliseconds. What one with slow messages reports later is searched again.
 const STOPS_WITHIN: Duration = Duration::from_millis(500);
 
 /// Time between two messages about a call.

@@ -10,6 +10,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError},
     },
     task::{Wake, Waker},
@@ -145,6 +146,8 @@ struct Shared {
     metrics: Mutex<Metrics>,
     /// Whether the store was opened, or could not be.
     is_loaded: watch::Sender<bool>,
+    /// Whether a thread has panicked.
+    is_broken: AtomicBool,
     /// Where the store is, for the log.
     place: String,
 }
@@ -290,7 +293,7 @@ impl Operations {
         let (close, closed) = mpsc::channel::<()>();
         let (closing, is_closed) = watch::channel(());
         let clock = Clock(Instant::now());
-        let of_writer = messages.clone();
+        let (of_writer, of_write) = (messages.clone(), Arc::clone(&shared));
         start(
             "operations-write",
             Box::new(move || {
@@ -305,6 +308,7 @@ impl Operations {
                 };
                 if catch_unwind(AssertUnwindSafe(|| writer.run(&to_commit))).is_err() {
                     // The panic hook has reported it. What is saved is intact.
+                    of_write.is_broken.store(true, Ordering::Relaxed);
                     let broken = Event::Failed(StoreError::Unavailable(BROKEN.to_owned()));
                     let _ = events.send(Message::Store(broken));
                 }
@@ -581,6 +585,12 @@ impl Operations {
         })
     }
 
+    /// Whether a thread has panicked, so that no operation runs any more.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.0.shared.is_broken.load(Ordering::Relaxed)
+    }
+
     /// Returns the state of all operations, for metrics.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
@@ -686,6 +696,7 @@ impl Shared {
     fn new(place: String) -> Shared {
         Shared {
             is_loaded: watch::Sender::new(false),
+            is_broken: AtomicBool::new(false),
             place,
             live: Mutex::default(),
             metrics: Mutex::new(Metrics::new(Health::Loading)),
@@ -726,6 +737,7 @@ impl Shared {
 
     /// Records that the runner has panicked, so that its thread has ended.
     fn broken(&self) {
+        self.is_broken.store(true, Ordering::Relaxed);
         self.live().clear();
         self.metrics().health = Health::Unavailable(BROKEN.into());
         self.is_loaded.send_replace(true);

@@ -31,13 +31,24 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// How long the broker keeps the mark of a deleted key. Servers that were disconnected for longer
 /// read the bucket anew anyway.
-const MARK_KEPT: Duration = Duration::from_secs(60 * 60);
+pub(crate) const MARK_KEPT: Duration = Duration::from_secs(60 * 60);
+
+/// Header of a mark that the broker itself sets.
+const MARKER: &str = "Nats-Marker-Reason";
 
 /// The bucket.
 #[derive(Clone)]
 pub(crate) struct Bucket {
     pub(crate) store: kv::Store,
     context: Context,
+}
+
+/// The latest revision of a key that a write replaces; 0 if there is none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Expected {
+    pub(crate) revision: u64,
+    /// Whether it is a value, and not the mark of a deletion.
+    pub(crate) has_value: bool,
 }
 
 /// The latest value of a key: its revision, and the value unless the key was deleted.
@@ -74,7 +85,8 @@ impl Bucket {
         let message = (self.store.stream).get_last_raw_message_by_subject(&subject);
         match timeout(CONFIRM_TIMEOUT, message).await {
             Ok(Ok(message)) => {
-                let is_deleted = message.headers.get(bucket::OPERATION).is_some();
+                let is_mark = |header| message.headers.get(header).is_some();
+                let is_deleted = is_mark(bucket::OPERATION) || is_mark(MARKER);
                 let value = (!is_deleted).then_some(message.payload);
                 Ok(Some((message.sequence, value)))
             }
@@ -84,13 +96,13 @@ impl Bucket {
         }
     }
 
-    /// Writes a value if the latest revision of its key is this one; 0 if there is none. Returns
-    /// the new revision. A value is different from all others, by its nonce.
+    /// Writes a value if the latest revision of its key is the expected one. Returns the new
+    /// revision. A value is different from all others, by its nonce.
     pub(crate) async fn put(
         &self,
         key: &str,
         value: Bytes,
-        expected: u64,
+        expected: Expected,
     ) -> Result<u64, StoreError> {
         let written = |latest: &Latest| match latest {
             Some((revision, Some(latest))) if *latest == value => Some(*revision),
@@ -103,12 +115,15 @@ impl Bucket {
         .await
     }
 
-    /// Deletes a key if its latest revision is this one.
-    pub(crate) async fn delete(&self, key: &str, expected: u64) -> Result<u64, StoreError> {
+    /// Deletes a key if its latest revision is this one. Returns that of the mark.
+    pub(crate) async fn delete(&self, key: &str, revision: u64) -> Result<u64, StoreError> {
         let deleted = |latest: &Latest| match latest {
-            Some((revision, None)) => Some(*revision),
-            None => Some(expected),
-            Some((_, Some(_))) => None,
+            Some((mark, None)) if *mark > revision => Some(*mark),
+            _ => None,
+        };
+        let expected = Expected {
+            revision,
+            has_value: true,
         };
         self.write(expected, key, deleted, |expected| async move {
             // As `kv::Store::purge_expect_revision_with_ttl` does, which returns no revision.
@@ -137,14 +152,15 @@ impl Bucket {
     /// attempt that was not confirmed, the latest value shows whether it was written.
     async fn write<F: Future<Output = Result<u64, String>>>(
         &self,
-        mut expected: u64,
+        expected: Expected,
         key: &str,
         written: impl Fn(&Latest) -> Option<u64>,
         attempt: impl Fn(u64) -> F,
     ) -> Result<u64, StoreError> {
         let begun = Instant::now();
+        let mut revision = expected.revision;
         loop {
-            let why = match timeout(CONFIRM_TIMEOUT, attempt(expected)).await {
+            let why = match timeout(CONFIRM_TIMEOUT, attempt(revision)).await {
                 Ok(Ok(revision)) => return Ok(revision),
                 Ok(Err(why)) => why,
                 Err(_) => "it does not answer".to_owned(),
@@ -154,13 +170,10 @@ impl Bucket {
                     return Ok(revision);
                 }
                 match latest {
-                    Some((revision, Some(_))) if revision != expected => {
-                        return Err(unavailable("another server has written to it"));
-                    }
-                    // The mark of a deletion, which the broker also forgets after a while.
-                    Some((revision, None)) => expected = revision,
-                    Some(_) => {}
-                    None => expected = 0,
+                    // The broker forgets the mark of a deletion after a while.
+                    None if !expected.has_value => revision = 0,
+                    Some((latest, _)) if latest == revision => {}
+                    _ => return Err(conflict()),
                 }
             }
             if begun.elapsed() >= WRITE_TIMEOUT {
@@ -169,6 +182,11 @@ impl Bucket {
             sleep(PAUSE).await;
         }
     }
+}
+
+/// The error if the bucket has another value than this server knows of.
+pub(crate) fn conflict() -> StoreError {
+    unavailable("what it has saved was changed there; operations are read anew")
 }
 
 /// Returns why the bucket cannot be used.

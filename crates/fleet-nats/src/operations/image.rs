@@ -53,6 +53,8 @@ pub(crate) struct Saved {
     base: Arc<Record>,
     pub(crate) record: Arc<Record>,
     pub(crate) candidates: Arc<[Index]>,
+    /// Whether it has a state that this version cannot read. It may have ended.
+    pub(crate) is_unreadable: bool,
 }
 
 /// What a value has changed.
@@ -69,6 +71,13 @@ pub(crate) struct Applied {
 pub(crate) struct Count {
     pub(crate) unfinished: u64,
     pub(crate) all: u64,
+}
+
+/// A state as it was read, without its candidates, and these.
+#[derive(Debug)]
+struct State {
+    value: pb::SavedState,
+    candidates: Result<Arc<[Index]>, Invalid>,
 }
 
 /// A value of the bucket.
@@ -104,7 +113,7 @@ pub(crate) struct Image {
     seen: u64,
     keys: HashMap<String, Key>,
     requested: HashMap<Name, Arc<Record>>,
-    states: HashMap<Name, At<pb::SavedState>>,
+    states: HashMap<Name, At<State>>,
     progress: At<HashMap<Name, pb::SavedProgress>>,
     clock: Option<ClockReading>,
     saved: HashMap<Name, Saved>,
@@ -120,6 +129,8 @@ pub(crate) struct Image {
     deleting: HashSet<String>,
     /// Whether another one has written since.
     is_foreign: bool,
+    /// Keys that were deleted a while ago.
+    old_marks: Vec<String>,
 }
 
 impl<T: Default> Default for At<T> {
@@ -148,15 +159,23 @@ impl Image {
         self.deleting.insert(key.to_owned());
     }
 
+    /// Notes that a deletion may have failed.
+    pub(crate) fn keeps(&mut self, key: &str) {
+        self.deleting.remove(key);
+    }
+
     /// Replaces the image by one that was read anew. Returns all operations of both.
     pub(crate) fn replace(&mut self, image: Image) -> Vec<Name> {
         let before = std::mem::replace(self, image);
         self.own = before.own;
         self.is_foreign = before.is_foreign;
+        self.deleting = before.deleting;
         if let Some((instance, _)) = self.own {
             let is_expected = |(key, now): (&String, &Key)| {
                 let before = before.keys.get(key).copied().unwrap_or_default();
-                *now == before || now.is_by(instance, before) || !now.has_value && !before.has_value
+                *now == before
+                    || now.is_by(instance, before)
+                    || !now.has_value && (!before.has_value || self.deleting.contains(key))
             };
             let is_lost =
                 |(key, before): (&String, &Key)| before.has_value && !self.keys.contains_key(key);
@@ -191,10 +210,56 @@ impl Image {
         self.order.iter().map(|(_, name)| name)
     }
 
-    /// Returns the names of operations whose states are left although they are deleted.
-    pub(crate) fn orphans(&self) -> Vec<Name> {
-        let is_orphan = |name: &&Name| !self.requested.contains_key(name);
-        self.states.keys().filter(is_orphan).cloned().collect()
+    /// Returns the names of operations that are deleted, but not completely, and of those whose
+    /// requests have started others: a leader that was paused has written them too late.
+    pub(crate) fn leftovers(&self) -> Vec<Name> {
+        // One that cannot be read is not deleted: a later version may have written it.
+        let is_orphan = |name: &&Name| !self.has(&operation_key(name));
+        let orphans = self.states.keys().filter(is_orphan);
+        let is_over = |name: &&Name| {
+            let request = self.saved.get(name).map(|saved| &saved.record.request);
+            let request = request.filter(|request| !request.request_id.is_empty());
+            let key = request.map(|request| request_key(&request.client, &request.request_id));
+            let saved = key.and_then(|key| self.requests.get(&key));
+            saved.is_some_and(|saved| {
+                let is_own = saved.operation == name.id();
+                let other = values::name(&saved.operation);
+                let other_exists = other.is_ok_and(|other| self.saved.contains_key(&other));
+                if is_own {
+                    saved.forget_ms != 0
+                } else {
+                    other_exists
+                }
+            })
+        };
+        orphans
+            .chain(self.names().filter(is_over))
+            .cloned()
+            .collect()
+    }
+
+    /// Returns the operations that have not ended and can be read.
+    pub(crate) fn unfinished(&self) -> impl Iterator<Item = &Saved> {
+        let saved = self.names().filter_map(|name| self.saved.get(name));
+        saved.filter(|saved| saved.record.end.is_none() && !saved.is_unreadable)
+    }
+
+    /// Returns the upper half of the nonces of the leader on this machine, if it leads.
+    pub(crate) fn instance(&self) -> Option<u32> {
+        self.own.map(|(instance, _)| instance)
+    }
+
+    /// Forgets the marks of keys that were deleted before the last call. The broker has forgotten
+    /// them, too, if that was long ago.
+    pub(crate) fn forget_marks(&mut self) {
+        for key in std::mem::take(&mut self.old_marks) {
+            if !self.has(&key) {
+                self.keys.remove(&key);
+            }
+        }
+        let marks = self.keys.iter().filter(|(_, key)| !key.has_value);
+        self.old_marks = marks.map(|(key, _)| key.clone()).collect();
+        self.counts.retain(|_, count| count.all > 0);
     }
 
     pub(crate) fn requests(&self) -> &HashMap<String, pb::SavedRequest> {
@@ -321,8 +386,19 @@ impl Image {
             Ok(name) => name,
             Err(error) => return (Vec::new(), Err(error)),
         };
-        let (state, problem) = read(value);
-        match state {
+        let (state, problem) = read::<pb::SavedState>(value);
+        let value = match (state, &problem) {
+            (Some(mut value), _) => Some(State {
+                candidates: values::take_candidates(&mut value),
+                value,
+            }),
+            (None, Err(error)) => Some(State {
+                candidates: Err(error.clone()),
+                value: pb::SavedState::default(),
+            }),
+            (None, Ok(())) => None,
+        };
+        match value {
             Some(value) => self.states.insert(name.clone(), At { revision, value }),
             None => self.states.remove(&name),
         };
@@ -384,7 +460,11 @@ impl Image {
         };
         let mut base = (**requested).clone();
         let state = self.states.get(name);
-        let state = state.map(|state| values::apply_state(&mut base, &state.value));
+        let state = state.map(|state| {
+            let candidates = Arc::clone(state.value.candidates.as_ref().map_err(Invalid::clone)?);
+            values::apply_state(&mut base, &state.value.value, candidates.len())?;
+            Ok(candidates)
+        });
         let (candidates, problem) = split(state.transpose());
         let base = match problem {
             Ok(()) => Arc::new(base),
@@ -403,7 +483,8 @@ impl Image {
         let saved = Saved {
             base,
             record,
-            candidates: candidates.unwrap_or_default().into(),
+            candidates: candidates.unwrap_or_default(),
+            is_unreadable: problem.is_err(),
         };
         self.saved.insert(name.clone(), saved);
         problem.and(error)
@@ -427,7 +508,7 @@ impl Image {
 }
 
 /// Returns the nonce of a value: the first field of each.
-fn nonce(value: &[u8]) -> Option<u64> {
+pub(crate) fn nonce(value: &[u8]) -> Option<u64> {
     let value = value.strip_prefix(&[NONCE_TAG])?;
     Some(u64::from_le_bytes(*value.first_chunk()?))
 }

@@ -2,31 +2,36 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, OnceLock},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
 use async_nats::jetstream::kv::{Entry, Operation};
-use hashfinder_operations::{Name, Phase, Reader, Record, Relay, Selection, Snapshot, StoreError};
+use hashfinder_operations::{
+    Metrics, Name, Phase, Reader, Record, Relay, Selection, Snapshot, StoreError,
+};
 use hashfinder_search::Index;
 use tokio::{
     runtime::Handle,
-    sync::watch,
+    sync::{Notify, watch},
     time::{interval, timeout},
 };
 use tokio_stream::StreamExt;
 
 use super::{
-    bucket::{Bucket, unavailable},
-    image::{Applied, Image, operation_key},
+    bucket::{Bucket, MARK_KEPT, unavailable},
+    image::{self, Applied, Image, WRITER, operation_key},
 };
 use crate::{broker::Broker, shared::lock, wire::Invalid};
 
 /// Interval of checks whether the connection was lost, and whether the bucket is the same.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// Time that a value has to arrive here that the broker has.
-const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time that a value has to arrive here that the broker has. It takes milliseconds.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why an operation does not run whose state cannot be read.
+const UNREADABLE: &str = "its saved state cannot be read; a later version may have written it";
 
 /// Why an operation does not run while the servers elect a leader.
 const NO_LEADER: &str = "the fleet has no leader at the moment";
@@ -36,9 +41,13 @@ pub(crate) struct Replica {
     image: Mutex<Image>,
     /// Operations that are not being searched, and what they do instead; `None` without a leader.
     phases: Mutex<Option<HashMap<Name, Phase>>>,
-    relay: OnceLock<Relay>,
-    /// The latest revision in the image; `None` before it was read.
+    relay: Mutex<Option<Relay>>,
+    /// The latest revision that has arrived; `None` before the bucket was read.
     seen: watch::Sender<Option<u64>>,
+    /// Why the bucket was not opened, if it was not.
+    problem: Mutex<Option<Arc<str>>>,
+    /// Whether to read the bucket anew.
+    reads_anew: Notify,
     /// The bucket, while the machine is connected.
     bucket: watch::Sender<Option<Bucket>>,
 }
@@ -48,20 +57,49 @@ impl Replica {
         Replica {
             image: Mutex::default(),
             phases: Mutex::default(),
-            relay: OnceLock::new(),
+            relay: Mutex::default(),
+            problem: Mutex::default(),
+            reads_anew: Notify::new(),
             seen: watch::Sender::new(None),
             bucket: watch::Sender::new(None),
         }
     }
 
-    /// Sets what is notified of changes.
-    pub(crate) fn set_relay(&self, relay: Relay) {
-        // Only the first one is kept; there is only one.
-        let _ = self.relay.set(relay);
+    /// Sets what is notified of changes; `None` closes the operations.
+    pub(crate) fn set_relay(&self, relay: Option<Relay>) {
+        *lock(&self.relay) = relay;
     }
 
-    pub(crate) fn relay(&self) -> Option<&Relay> {
-        self.relay.get()
+    /// Shows the metrics of the operations.
+    pub(crate) fn show(&self, metrics: Metrics) {
+        if let Some(relay) = &*lock(&self.relay) {
+            relay.set_metrics(metrics);
+        }
+    }
+
+    /// Returns why the bucket was not opened, if it was not.
+    pub(crate) fn problem(&self) -> Option<Arc<str>> {
+        lock(&self.problem).clone()
+    }
+
+    /// Reads the bucket anew, soon.
+    pub(crate) fn read_anew(&self) {
+        self.reads_anew.notify_one();
+    }
+
+    /// Whether the leader on this machine is the latest one that has begun to write, by the leader
+    /// of the bucket's stream.
+    pub(crate) async fn leads(&self) -> bool {
+        let instance = self.image().instance();
+        let Some(bucket) = self.bucket() else {
+            return false;
+        };
+        let latest = bucket.latest(WRITER).await;
+        let Ok(Some((_, Some(writer)))) = latest else {
+            return false;
+        };
+        let nonce = image::nonce(&writer);
+        instance.is_some() && nonce.map(|nonce| (nonce >> 32) as u32) == instance
     }
 
     pub(crate) fn image(&self) -> MutexGuard<'_, Image> {
@@ -73,21 +111,17 @@ impl Replica {
         self.bucket.borrow().clone()
     }
 
-    /// Applies a value that was read or written.
-    pub(crate) fn apply(&self, key: &str, revision: u64, value: Option<&[u8]>) {
-        let mut image = self.image();
-        let Applied { changed, problem } = image.apply(key, revision, value);
+    /// Applies a value that this machine has written.
+    pub(crate) fn wrote(&self, key: &str, revision: u64, value: Option<&[u8]>) {
+        let Applied { changed, problem } = self.image().apply(key, revision, value);
         warn(key, problem);
-        let seen = image.seen();
-        drop(image);
         self.publish(&changed);
-        self.seen.send_if_modified(|latest| {
-            let is_new = latest.is_some_and(|latest| latest < seen);
-            if is_new {
-                *latest = Some(seen);
-            }
-            is_new
-        });
+    }
+
+    /// Applies a value that has arrived, as all earlier ones have.
+    fn arrived(&self, entry: &Entry) {
+        self.wrote(&entry.key, entry.revision, value(entry));
+        self.seen.send_replace(Some(entry.revision));
     }
 
     /// Waits until the image has this revision. Returns whether it came in time.
@@ -101,16 +135,24 @@ impl Replica {
 
     /// Returns an operation as clients see it.
     pub(crate) fn snapshot(&self, name: &Name) -> Option<Snapshot> {
-        let record = self
-            .image()
-            .get(name)
-            .map(|saved| Arc::clone(&saved.record))?;
-        let phase = self.phase(&record);
+        let saved = self.image().get(name).cloned()?;
+        let (record, is_unreadable) = (saved.record, saved.is_unreadable);
+        let phase = match is_unreadable {
+            true => Phase::Paused(UNREADABLE.into()),
+            false => self.phase(&record),
+        };
         Some(Snapshot {
             record,
             phase,
             search: None,
         })
+    }
+
+    /// Returns all operations that have not ended, with this phase.
+    pub(crate) fn all_wait(&self, phase: &Phase) -> Vec<(Name, Phase)> {
+        let image = self.image();
+        let names = image.unfinished().map(|saved| saved.record.name.clone());
+        names.map(|name| (name, phase.clone())).collect()
     }
 
     fn phase(&self, record: &Record) -> Phase {
@@ -140,9 +182,10 @@ impl Replica {
         self.publish(&changed);
     }
 
-    /// Notifies those who watch these operations.
+    /// Notifies those who watch these operations. One at a time, so that the last state stays.
     fn publish(&self, names: &[Name]) {
-        let Some(relay) = self.relay() else { return };
+        let relay = lock(&self.relay);
+        let Some(relay) = &*relay else { return };
         for name in names {
             let snapshot = self.snapshot(name);
             let has_ended = snapshot
@@ -166,7 +209,12 @@ impl Replica {
             let bucket = match Bucket::open(broker).await {
                 Ok(bucket) => bucket,
                 Err(error) => {
-                    tracing::warn!("operations: {error}");
+                    let why: Arc<str> = error.to_string().into();
+                    let before = lock(&self.problem).replace(Arc::clone(&why));
+                    // It is tried every second, and the same problem is logged once.
+                    if before.as_ref() != Some(&why) {
+                        tracing::warn!("operations: {why}");
+                    }
                     continue;
                 }
             };
@@ -186,39 +234,45 @@ impl Replica {
         let begun = bucket.store.stream.get_info().await?;
         let mut values = bucket.store.watch_with_history(">").await?;
         let mut image = Image::default();
-        if begun.state.messages > 0 {
-            loop {
-                let Some(entry) = timeout(ARRIVAL_TIMEOUT, values.next()).await? else {
-                    return Ok(());
-                };
-                let entry = entry?;
-                let applied = image.apply(&entry.key, entry.revision, value(&entry));
-                warn(&entry.key, applied.problem);
-                if entry.delta == 0 {
-                    break;
-                }
-            }
+        let mut is_read = begun.state.messages == 0;
+        let known = self.image().seen();
+        // If the broker has less than this machine knows, it has lost something.
+        let known = known.min(begun.state.last_sequence);
+        while !is_read || image.seen() < known {
+            let Some(entry) = timeout(ARRIVAL_TIMEOUT, values.next()).await? else {
+                return Ok(());
+            };
+            let entry = entry?;
+            let applied = image.apply(&entry.key, entry.revision, value(&entry));
+            warn(&entry.key, applied.problem);
+            is_read |= entry.delta == 0;
         }
         let seen = image.seen();
         let changed = self.image().replace(image);
         self.seen.send_replace(Some(seen));
         self.bucket.send_replace(Some(bucket.clone()));
+        *lock(&self.problem) = None;
         self.publish(&changed);
         let mut checks = interval(CHECK_EVERY);
+        let mut forgets = interval(MARK_KEPT);
+        forgets.reset();
         loop {
             tokio::select! {
                 entry = values.next() => {
                     let Some(entry) = entry else { return Ok(()) };
-                    let entry = entry?;
-                    self.apply(&entry.key, entry.revision, value(&entry));
+                    self.arrived(&entry?);
                 }
+                () = self.reads_anew.notified() => {
+                    return Err("a value was changed at the broker".into());
+                }
+                _ = forgets.tick() => self.image().forget_marks(),
                 _ = checks.tick() => {
                     if !broker.is_connected() {
                         return Err("the connection was lost".into());
                     }
+                    let seen = self.seen.borrow().unwrap_or(0);
                     let now = bucket.store.stream.get_info();
                     let now = timeout(ARRIVAL_TIMEOUT, now).await??;
-                    let seen = self.seen.borrow().unwrap_or(0);
                     if now.created != begun.created || now.state.last_sequence < seen {
                         return Err("the broker has lost or replaced the bucket".into());
                     }

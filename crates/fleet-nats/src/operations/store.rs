@@ -17,7 +17,7 @@ use prost::Message;
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{
-    bucket::{Bucket, unavailable},
+    bucket::{Bucket, Expected, conflict, unavailable},
     image::{Count, PROGRESS, WRITER, operation_key, request_key, state_key},
     replica::Replica,
     values,
@@ -106,29 +106,20 @@ impl FleetStore {
                 store.progress.insert(name.clone(), progress.clone());
             }
         }
-        // A crash came between the writes of a deletion.
-        let mut left: Vec<Name> = image.orphans();
-        let is_deleted = |name: &&Name| {
-            let saved = image.get(name);
-            saved.is_some_and(|saved| {
-                let request = &saved.record.request;
-                let key = request_key(&request.client, &request.request_id);
-                let request = image.requests().get(&key);
-                request
-                    .is_some_and(|request| request.forget_ms != 0 && request.operation == name.id())
-            })
-        };
-        left.extend(image.names().filter(is_deleted).cloned());
+        // A crash came between the writes of a deletion, for example.
+        let left = image.leftovers();
         drop(image);
-        let writes = left.iter().flat_map(removal).collect();
-        store.write_all(writes)?;
+        store.remove(&left)?;
         Ok(store)
     }
 
     /// Notes in the bucket that this leader writes. Returns the revision.
     async fn announce(&self, writer: &Bytes) -> Result<u64, StoreError> {
         let latest = self.bucket.latest(WRITER).await?;
-        let expected = latest.map_or(0, |(revision, _)| revision);
+        let expected = Expected {
+            revision: latest.as_ref().map_or(0, |(revision, _)| *revision),
+            has_value: latest.is_some_and(|(_, value)| value.is_some()),
+        };
         self.bucket.put(WRITER, writer.clone(), expected).await
     }
 
@@ -148,7 +139,7 @@ impl FleetStore {
     fn check(&self) -> Result<(), StoreError> {
         self.check_term()?;
         if self.replica.image().is_foreign() {
-            return Err(changed());
+            return Err(conflict());
         }
         Ok(())
     }
@@ -290,7 +281,17 @@ impl FleetStore {
         for name in names {
             self.progress.remove(name);
         }
-        self.write_all(names.iter().flat_map(removal).collect())
+        self.remove(names)
+    }
+
+    /// Removes the values of operations. A state without its operation is nothing, but an operation
+    /// without its state would begin again, so the state is removed last.
+    fn remove(&self, names: &[Name]) -> Result<(), StoreError> {
+        for key in [operation_key, state_key] {
+            let keys = names.iter().map(key);
+            self.write_all(keys.map(|key| Write { key, value: None }).collect())?;
+        }
+        Ok(())
     }
 
     /// Returns the state of an operation with new candidates.
@@ -301,7 +302,7 @@ impl FleetStore {
         drop(image);
         all.extend(candidates);
         if all.len() as u64 != record.candidates {
-            return Err(changed());
+            return Err(conflict());
         }
         self.progress.remove(&record.name);
         let state = values::state(record, &all, self.nonce());
@@ -323,16 +324,6 @@ impl FleetStore {
     }
 }
 
-/// The error if another one than this leader has written.
-fn changed() -> StoreError {
-    unavailable("what it has saved was changed there; operations are read anew")
-}
-
-/// Returns what deletes an operation.
-fn removal(name: &Name) -> [Write; 2] {
-    [operation_key(name), state_key(name)].map(|key| Write { key, value: None })
-}
-
 impl Write {
     fn new(key: String, value: &impl Message) -> Write {
         Write {
@@ -341,24 +332,45 @@ impl Write {
         }
     }
 
+    /// Writes the value, unless another one than this leader has written: either that has arrived
+    /// here, or the broker rejects the write because the key has another revision.
     async fn carry_out(self, bucket: &Bucket, replica: &Replica) -> Result<(), StoreError> {
-        let expected = replica.image().revision(&self.key);
-        let Some(value) = self.value else {
-            if replica.image().has(&self.key) {
-                replica.image().deletes(&self.key);
-                let revision = bucket.delete(&self.key, expected).await?;
-                replica.apply(&self.key, revision, None);
+        let key = &self.key;
+        let expected = {
+            let mut image = replica.image();
+            if image.is_foreign() {
+                return Err(conflict());
             }
-            return Ok(());
+            if self.value.is_none() {
+                if !image.has(key) {
+                    return Ok(());
+                }
+                image.deletes(key);
+            }
+            Expected {
+                revision: image.revision(key),
+                has_value: image.has(key),
+            }
         };
-        let revision = bucket.put(&self.key, value.clone(), expected).await?;
-        replica.apply(&self.key, revision, Some(&value));
-        Ok(())
+        let written = match &self.value {
+            Some(value) => bucket.put(key, value.clone(), expected).await,
+            None => bucket.delete(key, expected.revision).await,
+        };
+        match written {
+            Ok(revision) => replica.wrote(key, revision, self.value.as_deref()),
+            // The broker may have lost what this machine knows.
+            Err(_) => {
+                replica.image().keeps(key);
+                replica.read_anew();
+            }
+        }
+        written.map(drop)
     }
 }
 
 impl Store for FleetStore {
-    /// Each change is written completely or not at all.
+    /// Each creation and each update is written completely or not at all. What is left of a deletion
+    /// that was not completed is deleted by the next leader.
     fn commit(
         &mut self,
         changes: &[Change],
@@ -423,10 +435,8 @@ impl Store for FleetStore {
 
     fn unfinished(&mut self) -> Result<Vec<Record>, StoreError> {
         let image = self.replica.image();
-        let saved = image.names().filter_map(|name| image.get(name));
-        let records = saved.map(|saved| &*saved.record);
-        let unfinished = records.filter(|record| record.end.is_none());
-        Ok(unfinished.cloned().collect())
+        let records = image.unfinished().map(|saved| (*saved.record).clone());
+        Ok(records.collect())
     }
 
     fn expire(&mut self, now: Millis) -> Result<u64, StoreError> {

@@ -94,19 +94,26 @@ pub(crate) fn state(record: &Record, candidates: &[Index], nonce: u64) -> pb::Sa
     }
 }
 
-/// Applies a state to the record of an operation as it was requested. Returns the indices of its
-/// candidates.
+/// Takes the indices of an operation's candidates out of its state.
+pub(crate) fn take_candidates(state: &mut pb::SavedState) -> Result<Arc<[Index]>, Invalid> {
+    let candidates = wire::read_indices(&std::mem::take(&mut state.candidates))?;
+    if candidates.is_sorted_by(|a, b| a < b) {
+        Ok(candidates.into())
+    } else {
+        Err(invalid("its candidates are not in order"))
+    }
+}
+
+/// Applies a state with this number of candidates to the record of an operation as it was
+/// requested.
 pub(crate) fn apply_state(
     record: &mut Record,
     state: &pb::SavedState,
-) -> Result<Vec<Index>, Invalid> {
-    let candidates = wire::read_indices(&state.candidates)?;
-    if !candidates.is_sorted_by(|a, b| a < b) {
-        return Err(invalid("its candidates are not in order"));
-    }
+    candidates: usize,
+) -> Result<(), Invalid> {
     let progress = state.progress.as_ref();
     let progress = progress.ok_or_else(|| invalid("it has no progress"))?;
-    if progress.candidates != candidates.len() as u64 {
+    if progress.candidates != candidates as u64 {
         return Err(invalid("its number of candidates is wrong"));
     }
     apply_progress(record, progress)?;
@@ -124,7 +131,7 @@ pub(crate) fn apply_state(
             })
         }
     };
-    Ok(candidates)
+    Ok(())
 }
 
 pub(crate) fn canceller(by: Canceller) -> pb::Canceller {

@@ -2,10 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{
-        Condvar,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
+    sync::{Condvar, atomic::AtomicU32},
     task::Waker,
 };
 

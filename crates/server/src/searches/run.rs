@@ -366,7 +366,10 @@ impl OperationRun {
         };
         let (place, mut advance) = match &mut self.place {
             OperationPlace::Engine(search) => {
-                let advance = search.advance(waker);
+                let mut advance = search.advance(waker);
+                // As the list of searches counts.
+                advance.progress.hashes += travel.covered;
+                advance.progress.tests += travel.covered;
                 if advance.outcome.is_none() {
                     if !travel.is_leaving && travel.fleet.has_agents() {
                         travel.is_leaving = true;

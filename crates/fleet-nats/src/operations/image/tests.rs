@@ -125,7 +125,7 @@ fn lost_and_old_values_never_leave_anything_out() {
 }
 
 #[test]
-fn values_that_cannot_be_read_are_not_there() {
+fn states_that_cannot_be_read_are_not_searched_again() {
     let record = record(1);
     let name = &record.name;
     let mut image = Image::default();
@@ -144,13 +144,67 @@ fn values_that_cannot_be_read_are_not_there() {
     for (revision, value) in broken.iter().enumerate() {
         let applied = image.apply(&state_key(name), revision as u64 + 2, Some(value));
         assert!(applied.problem.is_some());
-        assert_eq!(*image.get(name).unwrap().record, record);
+        // It may have ended.
+        assert!(image.get(name).unwrap().is_unreadable);
+        assert_eq!(image.unfinished().count(), 0);
+        assert!(image.leftovers().is_empty());
     }
     let other = values::operation(&self::record(2), 0).encode_to_vec();
     let applied = image.apply(&operation_key(name), 10, Some(&other));
     assert!(applied.problem.is_some());
     assert_eq!(applied.changed, std::slice::from_ref(name));
+    // Nor is it deleted with its state.
     assert!(image.get(name).is_none());
+    assert!(image.leftovers().is_empty());
+}
+
+/// A leader deletes what another one has left of deletions, or has written too late.
+#[test]
+fn leftovers_are_found() {
+    let request = |operation: u128, forget_ms| {
+        let value = pb::SavedRequest {
+            operation: Name::new(operation).id().to_owned(),
+            forget_ms,
+            ..pb::SavedRequest::default()
+        };
+        value.encode_to_vec()
+    };
+    let mut image = Image::default();
+    let mut revision = 0;
+    let mut write = |image: &mut Image, key: String, value: &[u8]| {
+        revision += 1;
+        assert_eq!(image.apply(&key, revision, Some(value)).problem, None);
+    };
+    for number in 1..=4 {
+        let record = record(number);
+        let value = values::operation(&record, 0).encode_to_vec();
+        write(&mut image, operation_key(&record.name), &value);
+    }
+    let key = |number: u128| request_key("client", &number.to_string());
+    // Acknowledged; remembered, because it is being deleted; of a request that has started 1; of
+    // one whose other operation is lost.
+    write(&mut image, key(1), &request(1, 0));
+    write(&mut image, key(2), &request(2, 9));
+    write(&mut image, key(3), &request(1, 0));
+    write(&mut image, key(4), &request(8, 0));
+    let state = values::state(&record(5), &[], 0).encode_to_vec();
+    write(&mut image, state_key(&Name::new(5)), &state);
+    let mut left = image.leftovers();
+    left.sort();
+    assert_eq!(left, [2, 3, 5].map(Name::new));
+}
+
+#[test]
+fn marks_are_forgotten_after_a_while() {
+    let mut image = Image::default();
+    let key = operation_key(&Name::new(1));
+    let value = values::operation(&record(1), 0).encode_to_vec();
+    image.apply(&key, 1, Some(&value));
+    image.apply(&key, 2, None);
+    image.forget_marks();
+    assert_eq!(image.revision(&key), 2);
+    image.forget_marks();
+    assert_eq!(image.revision(&key), 0);
 }
 
 #[test]

@@ -289,8 +289,8 @@ impl Task {
         }
     }
 
-    /// Stops the searches of the operations that this server runs, and saves their progress, unless
-    /// another server leads already. Requests that arrive from now on are repeated by their servers.
+    /// Stops the searches of the operations that this server runs, and saves their progress,
+    /// unless another server leads already. Servers repeat the requests that arrive from now on.
     fn step_down(&mut self) {
         let Some(led) = self.led.take() else { return };
         self.last_phases = None;

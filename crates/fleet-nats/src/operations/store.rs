@@ -369,8 +369,8 @@ impl Write {
 }
 
 impl Store for FleetStore {
-    /// Each creation and each update is written completely or not at all. What is left of a deletion
-    /// that was not completed is deleted by the next leader.
+    /// Each creation and each update is written completely or not at all. The next leader deletes
+    /// what is left of a deletion that was not completed.
     fn commit(
         &mut self,
         changes: &[Change],

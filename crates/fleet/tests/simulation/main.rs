@@ -16,7 +16,7 @@ use std::{
 use self::world::{Size, World};
 
 /// Schedules that have failed once.
-const FAILED_ONCE: [u64; 1] = [15_935_426_769_466_763_001];
+const FAILED_ONCE: [u64; 2] = [15_935_426_769_466_763_001, 9_324_848_386_285_241_560];
 
 /// Set `SEED` to repeat one schedule. `FLEET_SCHEDULES` sets how many random ones are played; by
 /// default, the same 2,000 are played each time.

@@ -167,6 +167,9 @@ struct Call {
     compared: (Index, usize),
     began: Duration,
     progressed: Duration,
+    /// The most that the leader has covered of it since all trouble is over. It may have begun
+    /// again then, by a message that took a minute, and agents may be slow.
+    covered: u64,
 }
 
 enum Place {
@@ -933,6 +936,7 @@ impl World {
             reported: Vec::new(),
             began: self.now,
             progressed: self.now,
+            covered: 0,
         };
         self.ended[oracle] = self.now;
         self.servers[place].calls.insert(id, call);
@@ -1041,8 +1045,13 @@ impl World {
             return;
         };
         let before = search.progress();
+        let covered = told.checkpoint.covered(&call.query);
         search.update(told, now);
         if search.progress().tests > before.tests {
+            call.progressed = now;
+        }
+        if now >= self.last_trouble && covered > call.covered {
+            call.covered = covered;
             call.progressed = now;
         }
         if self.rng.u8(..4) == 0 && search.outcome().is_none() {

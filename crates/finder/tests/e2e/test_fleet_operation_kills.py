@@ -12,16 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import nats
 import pytest
-from conftest import TIMEOUT_S
+from conftest import SIGTERM, TIMEOUT_S
 from fleet import Fleet
+from test_fleet_kills import Caller
 from test_fleet_kills import Harness as FleetHarness
 from test_fleet_operations import BUCKET
 from test_operation_kills import LEAST_BUDGET, MOST_BUDGET, NAMES
 from test_operations import CODE, Client, unpacked
 
 # `cargo xtask long fleet operations` sets greater numbers.
-KILLS = int(os.environ.get("FLEET_OPERATION_KILLS", 12))
-LOSSES = int(os.environ.get("FLEET_OPERATION_LOSSES", 12))
+KILLS = int(os.environ.get("FLEET_OPERATION_KILLS", 8))
+LOSSES = int(os.environ.get("FLEET_OPERATION_LOSSES", 8))
 SEED = int(os.environ.get("SEED", 20_261_201))
 
 # Operations that run at a time.
@@ -210,6 +211,30 @@ def test_operations_survive_every_kill_of_a_fleets_processes(harness):
         f"fleet operation kills: {KILLS} ({counts['agent']} agents, {counts['server']} servers,"
         f" {counts['broker']} brokers); {harness.summary()}"
     )
+
+
+@pytest.mark.timeout(0)
+def test_an_upgrade_of_one_machine_after_another_loses_nothing(harness):
+    """Stops and starts each server and each agent, with operations, watchers and calls under way."""
+    callers = [Caller(harness, SEED + number) for number in range(2)]
+    try:
+        for kind, number in [("server", 0), ("server", 1), ("agent", 0), ("agent", 1), ("agent", 2)]:
+            harness.keep_running()
+            machines = getattr(harness, kind + "s")
+            machines[number].send(SIGTERM)
+            machines[number].wait()
+            if kind == "server":
+                machines[number] = harness.fleet.server(port=harness.ports[number])
+            else:
+                machines[number] = harness.fleet.agent()
+    finally:
+        harness.is_over.set()
+        for caller in callers:
+            caller.thread.join()
+    failures = [caller.failure for caller in callers if caller.failure]
+    assert not failures, failures
+    assert not harness.maybe_cancelled
+    harness.finish()
 
 
 class Losses:

@@ -427,10 +427,12 @@ fn pause(attempts: usize) -> Duration {
     longest.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
-/// Returns a token for the subjects of replies.
+/// Returns two tokens for the subjects of replies: what kind of machine this is, so that rights can
+/// name it, and the machine.
 fn inbox(name: &str) -> String {
     let is_allowed = |c: &char| c.is_ascii_alphanumeric() || *c == '-' || *c == '_';
-    name.chars().filter(is_allowed).collect()
+    let tokens: String = name.chars().filter(is_allowed).collect();
+    tokens.replacen('-', ".", 1)
 }
 
 /// Parses `2.12.3` or `2.12.3-beta.1`.

@@ -63,7 +63,8 @@ const AWAY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pause before a request is repeated.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Maximum number of requests that the leader handles at a time. Others are repeated later.
+/// Maximum number of requests that the leader handles at a time. Further ones are rejected as
+/// unavailable.
 const REQUESTS_AT_ONCE: usize = 1000;
 
 /// Interval of checks whether operations have begun to wait or to run.
@@ -225,13 +226,13 @@ impl Task {
                     self.lead(term, broker).await;
                 }
                 Some(request) = next(&mut self.led) => self.handle(request, broker),
-                Some(message) = phases.next() => self.hear_phases(&message),
+                Some(message) = phases.next() => self.receive_phases(&message),
                 Some(_) = self.requests.join_next(), if !self.requests.is_empty() => {}
                 _ = checks.tick() => {
                     // If an earlier attempt to begin has failed.
                     let term = *leads.borrow();
                     self.lead(term, broker).await;
-                    self.tell_phases(broker);
+                    self.publish_phases(broker);
                     let is_silent =
                         self.heard_phases.is_none_or(|(at, _)| at.elapsed() > SILENT_AFTER);
                     if is_silent {
@@ -356,8 +357,8 @@ impl Task {
         });
     }
 
-    /// Says which operations are not being searched, if this server leads.
-    fn tell_phases(&mut self, broker: &Broker) {
+    /// Publishes which operations wait or are paused, if this server leads.
+    fn publish_phases(&mut self, broker: &Broker) {
         let Some(led) = &self.led else { return };
         let mut waiting = match led.operations.metrics().health {
             Health::Working | Health::Full(_) => led.operations.waiting(),
@@ -382,7 +383,7 @@ impl Task {
         self.last_phases = Some((Instant::now(), waiting));
     }
 
-    fn hear_phases(&mut self, message: &Message) {
+    fn receive_phases(&mut self, message: &Message) {
         let Ok(message) = wire::decode::<pb::Phases>(&message.payload) else {
             return;
         };
@@ -495,7 +496,8 @@ async fn carry_out(
         Some(Request::Cancel(cancel)) => {
             let name = values::name(&cancel.id).map_err(invalid)?;
             let by = values::read_canceller(cancel.by());
-            let by = by.ok_or_else(|| Error::Unavailable("no one cancels".into()))?;
+            let by = by
+                .ok_or_else(|| Error::Unavailable("the request does not say who cancels".into()))?;
             operations.cancel(&name, by, cancel.message).await?;
             Ok(Done::Done(true))
         }
@@ -508,8 +510,8 @@ async fn carry_out(
     }
 }
 
-/// Asks the leader to carry out a command, until it does. A request that was carried out although
-/// its reply was lost does nothing when it is repeated.
+/// Sends a request to the leader. Repeats it until the leader replies, or for up to
+/// [`REQUEST_TIMEOUT`]. Repeating a request whose reply was lost has no further effect.
 async fn ask(
     broker: &Broker,
     replica: &Replica,

@@ -21,6 +21,10 @@ use crate::{
 /// anyway.
 const LEASE_TIME: Duration = Duration::from_secs(1);
 
+/// Maximum number of leases in that time, with as many clients or more. Then each client gets its
+/// share within a minute, even of two agents.
+const MOST_PARTS: usize = 4;
+
 /// Time of the work that an agent has in hand: it tries one lease while the next one arrives.
 const IN_HAND: Duration = Duration::from_secs(2);
 
@@ -270,6 +274,7 @@ impl Leader {
                 speed: member.rate / UNIT,
                 longest_slice: self.settings.longest_lease,
                 share: (member.rate / self.rate.max(member.rate)).min(1.0),
+                parts: self.dispatcher.waiting_clients().clamp(1, MOST_PARTS) as u32,
             };
             let Some(lease) = self.dispatcher.lease(worker, now) else {
                 self.short.insert(agent.clone());

@@ -110,7 +110,7 @@ pub struct Metrics {
 pub struct Operations(Arc<Inner>);
 
 struct Inner {
-    /// Passes a command to what runs the operations. Returns whether that still exists.
+    /// Passes a command to the runner. Returns false if the runner has ended.
     commands: Box<dyn Fn(Command) -> bool + Send + Sync>,
     shared: Arc<Shared>,
     reads: SyncSender<Read>,
@@ -121,10 +121,10 @@ struct Inner {
 
 type Read = Box<dyn FnOnce(&mut Result<Box<dyn Reader>, StoreError>) + Send>;
 
-/// Opens a store, each time after it failed.
+/// Opens a store: at the start, and again after each failure.
 pub type Open = Box<dyn FnMut() -> Result<Box<dyn Store>, StoreError> + Send>;
 
-/// Opens a reader, each time after it failed.
+/// Opens a reader: at the start, and again after each failure.
 pub type OpenReader = Box<dyn FnMut() -> Result<Box<dyn Reader>, StoreError> + Send>;
 
 /// A store, and how operations use it.
@@ -152,7 +152,7 @@ struct Shared {
     place: String,
 }
 
-/// What a user of [`Operations`] wants of what runs them.
+/// A request to the runner.
 #[derive(Debug)]
 pub enum Command {
     /// Start an operation.
@@ -246,8 +246,8 @@ impl Operations {
         Operations::run(store, None, most_candidates, host)
     }
 
-    /// Returns operations that are run elsewhere, and what that has to keep up to date. `commands`
-    /// passes a command there, and returns whether it can.
+    /// Returns operations whose runner is elsewhere, and the relay that keeps them up to date.
+    /// `commands` passes a command to the runner, and returns whether it could.
     ///
     /// # Errors
     ///
@@ -402,7 +402,7 @@ impl Operations {
     }
 
     /// Stops the searches of all operations, and returns once their progress is saved. They are
-    /// resumed when the folder is opened again.
+    /// resumed when the store is opened again, or by the next leader of a fleet.
     ///
     /// Dropping the future does not resume them.
     ///
@@ -413,7 +413,7 @@ impl Operations {
         self.request(Command::Drain).await.map(drop)
     }
 
-    /// Does the same as [`drain`](Self::drain), and returns once the file is closed.
+    /// Does the same as [`drain`](Self::drain), and returns once the store is closed.
     ///
     /// Dropping the future does not prevent that.
     pub async fn close(&self) {
@@ -636,7 +636,7 @@ fn start(name: &str, work: Box<dyn FnOnce() + Send>) -> io::Result<()> {
     thread.spawn(work).map(drop)
 }
 
-/// Keeps [`Operations`] up to date that are run elsewhere. Dropping it closes them.
+/// Keeps [`Operations`] whose runner is elsewhere up to date. Dropping it closes them.
 pub struct Relay {
     shared: Arc<Shared>,
     _close: Mutex<Sender<()>>,

@@ -186,6 +186,12 @@ impl Dispatcher {
         lease
     }
 
+    /// Returns how many clients have searches that wait for leases.
+    #[must_use]
+    pub fn waiting_clients(&self) -> usize {
+        self.scheduler.waiting_clients()
+    }
+
     /// Reports that a worker has tried the secrets of its lease below `tried`, in `took`, and that
     /// `hits` are the indices of the hits among them, in order.
     ///

@@ -94,6 +94,11 @@ impl FairQueue {
         connections.charge(&client.connection, given, refund);
     }
 
+    /// Returns how many clients have a search that waits, or most of them.
+    pub(crate) fn waiting_clients(&self) -> usize {
+        (self.clients.order.len()).max(self.clients.newcomers.len())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         !self.clients.has_new() && !self.clients.has_others()
     }

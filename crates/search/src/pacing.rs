@@ -56,6 +56,9 @@ pub struct Worker {
     /// and only has to wait for the secrets before it, a worker gets this part of them, so that all
     /// workers finish at the same time. With 1, slices are as long as ever.
     pub share: f64,
+    /// How many slices share the time of one. With several, a worker whose slices take long serves
+    /// more clients in the same time.
+    pub parts: u32,
 }
 
 impl Default for Worker {
@@ -67,6 +70,7 @@ impl Default for Worker {
             longest_slice: 1 << 18,
             // Its slices are short anyway.
             share: 1.0,
+            parts: 1,
         }
     }
 }

@@ -211,6 +211,11 @@ impl Scheduler {
             .charge(client, in_slices(took), in_slices(paid));
     }
 
+    /// Returns how many clients wait for a turn.
+    pub(crate) fn waiting_clients(&self) -> usize {
+        self.fair_queue.waiting_clients()
+    }
+
     /// Whether there may be work for another worker.
     pub(crate) fn has_work(&self) -> bool {
         !self.fair_queue.is_empty()
@@ -278,7 +283,8 @@ impl Scheduler {
             return effects;
         };
         let took = now.saturating_sub(job.began);
-        self.charge(&job.client, took, self.pacing.slice_time);
+        let paid = self.pacing.slice_time / job.worker.parts.max(1);
+        self.charge(&job.client, took, paid);
         let mut touched = job.waiters.clone();
         for waiter in &touched {
             if let Some(entry) = self.searches.get_mut(waiter) {
@@ -531,6 +537,7 @@ impl Scheduler {
             }) {
                 let (end, _) = scan.followers.last()?;
                 let mut length = worker.scale(scan.length);
+                length = (length / u64::from(worker.parts.max(1))).max(1);
                 let is_urgent = worker.share < 1.0 && ideal_end.is_some();
                 if let Some(end) = ideal_end.filter(|_| is_urgent) {
                     let part = scan.ledger.available(end) as f64 * worker.share;
@@ -580,7 +587,8 @@ impl Scheduler {
         let id = self.new_id();
         // Charged in advance, and refunded when the slice comes back.
         let client = self.searches[&search].client.clone();
-        self.charge(&client, self.pacing.slice_time, Duration::ZERO);
+        let paid = self.pacing.slice_time / worker.parts.max(1);
+        self.charge(&client, paid, Duration::ZERO);
         let (entry, scan) = (&self.searches[&search], &self.scans[&scan_id]);
         let alone = scan.group.len() == 1 && !entry.query.reports_candidates();
         let slice = Slice {

@@ -99,6 +99,7 @@ impl World {
             speed,
             longest_slice: 1 << 16,
             share: 1.0,
+            parts: self.rng.u32(1..=4),
         };
         let lease = self.dispatcher.lease(worker, self.now);
         self.note();
@@ -285,6 +286,7 @@ fn a_lease_lasts_as_long_for_a_fast_worker_as_for_a_slow_one() {
             speed,
             longest_slice: 1 << 40,
             share: 1.0,
+            parts: 1,
         };
         let lease = dispatcher.lease(worker, now).unwrap();
         let range = lease.range();

@@ -10,6 +10,7 @@ import nats
 import pytest
 from conftest import HASHFINDER, SIGKILL, SIGTERM, TIMEOUT_S
 from fleet import Fleet
+from test_fleet import rights
 from test_operation_kills import Oracle
 from test_operations import CODE, DOCTOR, ENDLESS, Client, unpacked
 from test_v1_search import query
@@ -301,3 +302,59 @@ def test_saving_many_operations_takes_few_writes(v1, fleet):
     wait_for(lambda: revisions() >= before + 5)
     took = time.monotonic() - began
     assert revisions() - before <= 2 * took + 3
+
+
+def test_agents_cannot_read_operations(v1, tmp_path, processes):
+    users = {"servers": "serve", "agents": "search"}
+    config = tmp_path / "nats.conf"
+    each = [f'{{ user: "{user}", password: "{key}", {rights(user)} }}' for user, key in users.items()]
+    config.write_text(f"authorization {{ users: [ {', '.join(each)} ] }}\n")
+    fleet = Fleet(tmp_path / "broker", processes, config=config)
+    flags = {}
+    for user, key in users.items():
+        path = tmp_path / user
+        path.write_text(f"{user}:{key}\n")
+        flags[user] = ["--fleet-credentials", str(path)]
+    server = fleet.server(*flags["servers"])
+    agent = fleet.agent(*flags["agents"])
+    fleet.leader(server)
+    client = Client(v1, server.address)
+    name = client.begin()
+    # With these rights, the agent searches for the operation.
+    wait_for(lambda: hashes(client, name) > 0)
+    agent.wait_until_busy()
+    id = name.removeprefix("operations/")
+
+    async def attempts():
+        refused = []
+
+        async def note(error):
+            refused.append(str(error).lower())
+
+        connection = await nats.connect(
+            fleet.url, user="agents", password="search", error_cb=note, inbox_prefix="_INBOX.agent.me"
+        )
+        received = []
+
+        async def read(message):
+            received.append(message)
+
+        subjects = ["_INBOX.>", "_INBOX.server.>", "$KV.hfops_default.>", "hf.default.>"]
+        for subject in subjects:
+            await connection.subscribe(subject, cb=read)
+        targets = [f"$KV.hfops_default.state.{id}", "hf.default.operation"]
+        targets += ["$JS.API.STREAM.MSG.GET.KV_hfops_default", "hf.default.update.x"]
+        for target in targets:
+            await connection.publish(target, b"{}", reply="_INBOX.agent.me.1")
+        await connection.flush()
+        deadline = time.monotonic() + TIMEOUT_S
+        while len(refused) < len(subjects) + len(targets):
+            assert time.monotonic() < deadline, refused
+            await asyncio.sleep(0.05)
+        await connection.close()
+        assert all("permissions violation" in error for error in refused), refused
+        assert not received
+
+    asyncio.run(attempts())
+    before = hashes(client, name)
+    wait_for(lambda: hashes(client, name) > before)

@@ -184,9 +184,9 @@ impl Bucket {
     }
 }
 
-/// The error if the bucket has another value than this server knows of.
+/// Returns the error for a key whose latest revision is not the expected one.
 pub(crate) fn conflict() -> StoreError {
-    unavailable("what it has saved was changed there; operations are read anew")
+    unavailable("a saved value was changed by another writer; reading all operations again")
 }
 
 /// Returns why the bucket cannot be used.

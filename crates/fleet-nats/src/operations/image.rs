@@ -143,13 +143,13 @@ impl<T: Default> Default for At<T> {
 }
 
 impl Image {
-    /// Notes that this leader alone should write from this revision on.
+    /// Records that only this leader should write after this revision.
     pub(crate) fn lead(&mut self, instance: u32, since: u64) {
         self.own = Some((instance, since));
         self.is_foreign = false;
     }
 
-    /// Whether another one than this leader has written.
+    /// Whether a writer other than this leader has changed a value since.
     pub(crate) fn is_foreign(&self) -> bool {
         self.is_foreign
     }
@@ -303,8 +303,9 @@ impl Image {
         records.take(limit).cloned().collect()
     }
 
-    /// Applies a value, or its deletion. An old or repeated one changes nothing, and one that
-    /// cannot be read is not there.
+    /// Applies a value, or its deletion. An older or repeated revision changes nothing. A value
+    /// that cannot be read counts as missing, but an operation whose state cannot be read is marked
+    /// as unreadable.
     pub(crate) fn apply(&mut self, key: &str, revision: u64, value: Option<&[u8]>) -> Applied {
         self.seen = self.seen.max(revision);
         if revision <= self.revision(key) {
@@ -442,7 +443,8 @@ impl Image {
         (changed, problem)
     }
 
-    /// Puts an operation together from its values. A value that cannot be read is not there.
+    /// Combines an operation's values into its record. If its state cannot be read, marks it as
+    /// unreadable.
     fn put_together(&mut self, name: &Name) -> Result<(), Invalid> {
         if let Some(before) = self.saved.remove(name) {
             let record = &before.record;

@@ -36,7 +36,7 @@ const UNREADABLE: &str = "its saved state cannot be read; a later version may ha
 /// Why an operation does not run while the servers elect a leader.
 const NO_LEADER: &str = "the fleet has no leader at the moment";
 
-/// What a machine knows of the saved operations of its fleet.
+/// A server's copy of the saved operations of its fleet.
 pub(crate) struct Replica {
     image: Mutex<Image>,
     /// Operations that are not being searched, and what they do instead; `None` without a leader.
@@ -182,7 +182,8 @@ impl Replica {
         self.publish(&changed);
     }
 
-    /// Notifies those who watch these operations. One at a time, so that the last state stays.
+    /// Notifies watchers of these operations. Holds the lock throughout, so that watchers see the
+    /// latest state last.
     fn publish(&self, names: &[Name]) {
         let relay = lock(&self.relay);
         let Some(relay) = &*relay else { return };
@@ -219,7 +220,7 @@ impl Replica {
                 }
             };
             if let Err(error) = self.follow_bucket(&bucket, broker).await {
-                tracing::warn!("operations are read anew: {error}");
+                tracing::warn!("reading all operations again: {error}");
             }
             self.bucket.send_replace(None);
         }
@@ -263,7 +264,7 @@ impl Replica {
                     self.arrived(&entry?);
                 }
                 () = self.reads_anew.notified() => {
-                    return Err("a value was changed at the broker".into());
+                    return Err("a saved value was changed by another writer".into());
                 }
                 _ = forgets.tick() => self.image().forget_marks(),
                 _ = checks.tick() => {

@@ -135,7 +135,7 @@ impl FleetStore {
         Err(unavailable("another server leads the fleet"))
     }
 
-    /// Checks that this leader alone writes.
+    /// Checks that only this leader writes.
     fn check(&self) -> Result<(), StoreError> {
         self.check_term()?;
         if self.replica.image().is_foreign() {
@@ -144,7 +144,8 @@ impl FleetStore {
         Ok(())
     }
 
-    /// Writes these values, in any order. When this returns, they are durable.
+    /// Writes these values, in any order. When this returns `Ok`, the broker has confirmed all of
+    /// them.
     fn write_all(&self, writes: Vec<Write>) -> Result<(), StoreError> {
         if writes.is_empty() {
             return Ok(());
@@ -202,7 +203,8 @@ impl FleetStore {
             if let Some(earlier) = earlier {
                 return of_record(&earlier.record);
             }
-            // Without its operation, a request was not acknowledged, unless it says more.
+            // A request without its operation was never acknowledged, unless it says when to forget
+            // it.
             let earlier = image.requests().get(&key);
             if let Some(earlier) = earlier.filter(|earlier| earlier.forget_ms != 0) {
                 let is_same = is_same(&earlier.query, earlier.maximum_hashes);
@@ -332,8 +334,8 @@ impl Write {
         }
     }
 
-    /// Writes the value, unless another one than this leader has written: either that has arrived
-    /// here, or the broker rejects the write because the key has another revision.
+    /// Writes the value. Fails if another writer has changed the bucket: either the image already
+    /// shows that, or the broker rejects the write because the key has another revision.
     async fn carry_out(self, bucket: &Bucket, replica: &Replica) -> Result<(), StoreError> {
         let key = &self.key;
         let expected = {

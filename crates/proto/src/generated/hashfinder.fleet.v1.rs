@@ -372,7 +372,8 @@ impl SearchState {
 /// Value of the key `op.ID`: an operation as its client requested it. It never changes.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SavedOperation {
-    /// Random, and different in each value.
+    /// Different in each value: its upper half is random for each leader, its lower half counts that
+    /// leader's values.
     #[prost(fixed64, tag = "1")]
     pub nonce: u64,
     /// The operation's name, without `operations/`.
@@ -402,7 +403,7 @@ pub struct SavedOperation {
     /// When it was created, in milliseconds since 1970.
     #[prost(int64, tag = "10")]
     pub created_ms: i64,
-    /// Whether its search was about to begin when it was created.
+    /// 1 if its search begins as it is created, otherwise 0.
     #[prost(uint32, tag = "11")]
     pub resumes: u32,
 }
@@ -410,7 +411,8 @@ pub struct SavedOperation {
 /// to report.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SavedState {
-    /// Random, and different in each value.
+    /// Different in each value: its upper half is random for each leader, its lower half counts that
+    /// leader's values.
     #[prost(fixed64, tag = "1")]
     pub nonce: u64,
     /// Its progress. It holds for the candidates below.
@@ -457,7 +459,8 @@ pub struct SavedProgress {
 /// Value of the key `progress`: the progress of all operations since their states were written.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ProgressOfAll {
-    /// Random, and different in each value.
+    /// Different in each value: its upper half is random for each leader, its lower half counts that
+    /// leader's values.
     #[prost(fixed64, tag = "1")]
     pub nonce: u64,
     /// The progress of each.
@@ -470,11 +473,12 @@ pub struct ProgressOfAll {
     #[prost(int64, tag = "4")]
     pub doubtful_until_ms: i64,
 }
-/// Value of the key `request.CLIENT.ID`: a request with an id, so that a duplicate of it starts
+/// Value of the key `request.CLIENT.ID`, both in hexadecimal: a request with an id, so that a duplicate of it starts
 /// nothing.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SavedRequest {
-    /// Random, and different in each value.
+    /// Different in each value: its upper half is random for each leader, its lower half counts that
+    /// leader's values.
     #[prost(fixed64, tag = "1")]
     pub nonce: u64,
     /// The operation that it started, without `operations/`.
@@ -498,7 +502,8 @@ pub struct SavedRequest {
 /// comes before it for every reader.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Writer {
-    /// Random, and different in each value.
+    /// Different in each value: its upper half is random for each leader, its lower half counts that
+    /// leader's values.
     #[prost(fixed64, tag = "1")]
     pub nonce: u64,
     /// The leader's term.
@@ -656,7 +661,7 @@ pub mod operation_error {
         }
     }
 }
-/// What the operations do that are not being searched. The leader sends it to all servers, once a
+/// The operations that wait or are paused. The leader sends it to all servers, once a
 /// second and at each change.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Phases {

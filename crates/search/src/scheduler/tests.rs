@@ -330,9 +330,13 @@ fn a_slice_takes_a_fast_worker_as_long_as_a_slow_one() {
         speed: 1e9,
         longest_slice: 1 << 20,
         share: 1.0,
+        parts: 1,
     };
     let slice = world.slice().unwrap();
     assert_eq!(slice.range.end - slice.range.start, 1 << 20);
+    world.worker.parts = 4;
+    let part = world.slice().unwrap();
+    assert_eq!(part.range.end - part.range.start, 1 << 18);
 }
 
 #[test]

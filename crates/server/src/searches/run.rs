@@ -1,7 +1,8 @@
 //! A search wherever it runs: on this server's engine, or in a fleet.
 //!
-//! A search begins on the engine. If it is not done after [`STAYS_FOR`] and there are agents, it
-//! moves to the fleet; if the fleet cannot work on it, it comes back. Each move takes the search's
+//! A search begins on the engine. The search of a call moves to the fleet after [`STAYS_FOR`] if
+//! there are agents; that of an operation moves as soon as there are agents. If the fleet cannot
+//! work on it, it comes back. Each move takes the search's
 //! checkpoint along, so it changes neither the answer nor the budget.
 
 use std::{
@@ -20,7 +21,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::searches::{record::Record, stopper::Stopper};
 
-/// Time for which every search stays on its server: most end within it, and passing one on takes a
+/// Time for which the search of a call stays on its server: most end within it, and passing one on takes a
 /// few milliseconds.
 const STAYS_FOR: Duration = Duration::from_millis(200);
 
@@ -355,8 +356,8 @@ impl OperationRun {
         }
     }
 
-    /// Takes what is new, as [`ResumableSearch::advance`] does. Looks for agents as well, so it has
-    /// to be called regularly.
+    /// Takes new candidates and progress, as [`ResumableSearch::advance`] does. Also checks whether
+    /// the fleet has agents, so call it regularly.
     pub(crate) fn advance(&mut self, waker: &Waker) -> Advance {
         let Some(travel) = &mut self.travel else {
             return match &mut self.place {

@@ -21,8 +21,8 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::searches::{record::Record, stopper::Stopper};
 
-/// Time for which the search of a call stays on its server: most end within it, and passing one on takes a
-/// few milliseconds.
+/// Time for which the search of a call stays on its server: most end within it, and passing one on
+/// takes a few milliseconds.
 const STAYS_FOR: Duration = Duration::from_millis(200);
 
 /// Time after which a search that stayed, because the fleet had no agents, tries again.

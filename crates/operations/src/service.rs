@@ -917,13 +917,13 @@ fn of_store<H: Host>(
             let store = &shared.place;
             match &error {
                 StoreError::Damaged(_) => tracing::error!(
-                    store,
+                    %store,
                     %error,
                     "the saved operations are damaged; stop the server, and restore a backup or run \
                      `hashfinder operations recover`"
                 ),
                 StoreError::Full(_) | StoreError::Unavailable(_) => tracing::error!(
-                    store,
+                    %store,
                     %error,
                     "operations cannot be saved; they are paused"
                 ),

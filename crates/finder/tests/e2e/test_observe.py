@@ -449,7 +449,8 @@ def with_all_metrics(serve_with_metrics, tmp_path, processes):
     fleet = Fleet(tmp_path / "broker", processes)
     ours = Authority(tmp_path, "ours")
     tls = [*ours.server().flags("--tls"), "--tls-client-ca", ours.path]
-    return serve_with_metrics(*tls, "--state", str(tmp_path / "state"), "--fleet", fleet.url)
+    # Its operations are saved at the broker.
+    return serve_with_metrics(*tls, "--fleet", fleet.url)
 
 
 def test_the_dashboard_shows_all_metrics_and_no_others(with_all_metrics):

@@ -2028,7 +2028,7 @@ def test_a_damaged_store_stops_operations_until_it_is_recovered(
     content = damage(file, middle, middle + 1)
     server = serve_operations()
     line = server.wait_for("operations are damaged")
-    assert "ERROR" in line and "operations recover" in line and f"folder={folder}" in line
+    assert "ERROR" in line and "operations recover" in line and f"store={folder}" in line
     mine = client(server, is_loaded=False)
     for call in [mine.begin, lambda: mine.cancel(saved[0]["name"])]:
         error = error_of(call)
@@ -2149,7 +2149,7 @@ def test_a_file_that_is_not_a_store_is_not_replaced_by_the_server(serve_operatio
     before = file.read_bytes()
     server = serve_operations()
     line = server.wait_for("operations are damaged")
-    assert "ERROR" in line and "operations recover" in line and f"folder={folder}" in line
+    assert "ERROR" in line and "operations recover" in line and f"store={folder}" in line
     assert rejection(client(server, is_loaded=False).begin) == (CODE.UNAVAILABLE, "STORE_DAMAGED")
     assert stop(server, SIGTERM) == 0
     assert file.read_bytes() == before

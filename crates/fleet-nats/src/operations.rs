@@ -16,8 +16,8 @@ use std::{collections::HashMap, io, sync::Arc, time::Duration};
 use async_nats::{Message, RequestErrorKind, Subject, Subscriber};
 use hashfinder_fleet::Term;
 use hashfinder_operations::{
-    Command, Error, Health, Host, Limits, Metrics, Name, Operations, Pace, Phase, Replied, Reply,
-    StoreOptions,
+    Command, Error, Health, Host, Limits, Metrics, Name, OpenReader, Operations, Pace, Phase,
+    Replied, Reply, StoreOptions,
 };
 use hashfinder_proto::fleet::v1 as pb;
 use tokio::{
@@ -101,19 +101,15 @@ impl Fleet {
         let replica = Arc::new(Replica::new());
         let (commands, to_do) = mpsc::unbounded_channel();
         let runtime = Handle::current();
-        let (of_reader, of_runtime) = (Arc::clone(&replica), runtime.clone());
-        let read = move || -> Result<Box<dyn hashfinder_operations::Reader>, _> {
-            let reader = ReplicaReader::new(Arc::clone(&of_reader), of_runtime.clone());
-            Ok(Box::new(reader))
-        };
         let commands = move |command| commands.send(command).is_ok();
-        let (operations, relay) = Operations::elsewhere(commands, Box::new(read))?;
+        let read = reader(Arc::clone(&replica), runtime.clone());
+        let (operations, relay) = Operations::elsewhere(commands, read)?;
         replica.set_relay(Some(relay));
         let (of_store, server) = (Arc::clone(&replica), self.id());
         let leads = self.leads();
         let begin = move |term: Term| {
             let (replica, runtime) = (Arc::clone(&of_store), runtime.clone());
-            let (of_reader, of_runtime) = (Arc::clone(&of_store), runtime.clone());
+            let read = reader(Arc::clone(&of_store), runtime.clone());
             let (server, leads) = (Arc::clone(&server), leads.clone());
             let open = move || -> Result<Box<dyn hashfinder_operations::Store>, _> {
                 let (runtime, replica) = (runtime.clone(), Arc::clone(&replica));
@@ -121,15 +117,11 @@ impl Fleet {
                 let store = FleetStore::open(runtime, replica, &server, term, leads, limits)?;
                 Ok(Box::new(store))
             };
-            let read = move || -> Result<Box<dyn hashfinder_operations::Reader>, _> {
-                let reader = ReplicaReader::new(Arc::clone(&of_reader), of_runtime.clone());
-                Ok(Box::new(reader))
-            };
             let store = StoreOptions {
                 place: "the fleet's broker".to_owned(),
                 pace: PACE,
                 open: Box::new(open),
-                read: Box::new(read),
+                read,
             };
             let candidates = limits.candidates.min(MOST_CANDIDATES);
             Operations::on_store(store, candidates, host.clone())
@@ -149,6 +141,14 @@ impl Fleet {
         tokio::spawn(task.run(to_do));
         Ok(operations)
     }
+}
+
+/// Returns what opens a reader of a server's copy of the saved operations.
+fn reader(replica: Arc<Replica>, runtime: Handle) -> OpenReader {
+    Box::new(move || {
+        let reader = ReplicaReader::new(Arc::clone(&replica), runtime.clone());
+        Ok(Box::new(reader))
+    })
 }
 
 /// Starts the operations that this server runs as the leader of a term.

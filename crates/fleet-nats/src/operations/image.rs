@@ -266,9 +266,15 @@ impl Image {
         &self.requests
     }
 
-    /// Returns the operation of the request with this key.
+    /// Returns the operation of the request with this key: the one that the saved request names or,
+    /// if the request is lost, one that was started by it.
     pub(crate) fn by_request(&self, key: &str) -> Option<&Name> {
-        self.by_request.get(key)
+        let request = self.requests.get(key);
+        let named = request.and_then(|request| values::name(&request.operation).ok());
+        let named = named.and_then(|name| self.saved.get_key_value(&name));
+        named
+            .map(|(name, _)| name)
+            .or_else(|| self.by_request.get(key))
     }
 
     pub(crate) fn count(&self, client: &str) -> Count {
@@ -450,8 +456,10 @@ impl Image {
             let record = &before.record;
             self.order.remove(&(record.created, name.clone()));
             let request = &record.request;
-            self.by_request
-                .remove(&request_key(&request.client, &request.request_id));
+            let key = request_key(&request.client, &request.request_id);
+            if self.by_request.get(&key) == Some(name) {
+                self.by_request.remove(&key);
+            }
             if let Some(count) = self.counts.get_mut(&request.client) {
                 count.all -= 1;
                 count.unfinished -= u64::from(record.end.is_none());

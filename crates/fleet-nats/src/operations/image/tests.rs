@@ -192,6 +192,16 @@ fn leftovers_are_found() {
     let mut left = image.leftovers();
     left.sort();
     assert_eq!(left, [2, 3, 5].map(Name::new));
+    // One that was written too late does not hide the one that was acknowledged.
+    let late = Record {
+        name: Name::new(9),
+        ..record(1)
+    };
+    let value = values::operation(&late, 0).encode_to_vec();
+    write(&mut image, operation_key(&late.name), &value);
+    assert_eq!(image.by_request(&key(1)), Some(&Name::new(1)));
+    image.apply(&operation_key(&late.name), 100, None);
+    assert_eq!(image.by_request(&key(1)), Some(&Name::new(1)));
 }
 
 #[test]

@@ -231,18 +231,8 @@ impl Searches {
             }
             call.ended(end);
         });
-        let fleet = self.fleet.as_ref().filter(|fleet| fleet.takes(&query));
-        let travel = fleet.filter(|_| is_under_way).map(|fleet| {
-            let (engine, record) = (Arc::clone(&self.engine), Arc::clone(&record));
-            Travel::new(
-                engine,
-                fleet.clone(),
-                client,
-                query.clone(),
-                record,
-                release,
-            )
-        });
+        let travel = is_under_way.then(|| self.travel(client, &query, &record, release));
+        let travel = travel.flatten();
         Ok(Answer::new(
             caller.context.clone(),
             Run::new(search, travel),
@@ -335,20 +325,23 @@ impl Searches {
         record.started(&Stopper::Engine(search.stopper(), 0));
         self.registry.add(&record);
         // A search that has failed shares nothing with others, so it stays here.
-        let fleet = self.fleet.as_ref();
-        let fleet = fleet.filter(|fleet| !alone && fleet.takes(query));
-        let travel = fleet.map(|fleet| {
-            let (engine, record) = (Arc::clone(&self.engine), Arc::clone(&record));
-            Travel::new(
-                engine,
-                fleet.clone(),
-                client,
-                query.clone(),
-                record,
-                release,
-            )
-        });
+        let travel = (!alone).then(|| self.travel(client, query, &record, release));
+        let travel = travel.flatten();
         (OperationRun::new(search, travel), record)
+    }
+
+    /// Returns what a search needs to move to the fleet, if it can.
+    fn travel(
+        &self,
+        client: Client,
+        query: &Query,
+        record: &Arc<Record>,
+        release: Arc<Release>,
+    ) -> Option<Travel> {
+        let fleet = self.fleet.as_ref().filter(|fleet| fleet.takes(query))?;
+        let (engine, record) = (Arc::clone(&self.engine), Arc::clone(record));
+        let (fleet, query) = (fleet.clone(), query.clone());
+        Some(Travel::new(engine, fleet, client, query, record, release))
     }
 
     /// Records the end of an operation's search.

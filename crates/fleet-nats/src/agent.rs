@@ -17,8 +17,8 @@ use tokio::{
 use tokio_stream::StreamExt;
 
 use crate::{
-    broker::{Broker, BrokerOptions, ConnectError},
-    id::new_id,
+    broker::{Broker, BrokerOptions, ConnectError, Role},
+    id::agent_id,
     wire,
 };
 
@@ -80,7 +80,7 @@ pub async fn run_agent(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), AgentError> {
     let mut shutdown = pin!(shutdown);
-    let id: AgentId = new_id().into();
+    let id: AgentId = agent_id(&options.broker.identity()?).into();
     let broker = tokio::select! {
         broker = connect(&options.broker, &id) => broker?,
         () = &mut shutdown => return Ok(()),
@@ -118,7 +118,7 @@ pub async fn run_agent(
 /// Connects to the broker, however long that takes.
 async fn connect(options: &BrokerOptions, id: &str) -> Result<Broker, ConnectError> {
     loop {
-        match Broker::connect(options, &format!("agent-{id}")).await {
+        match Broker::connect(options, Role::Agent(id)).await {
             Err(error) if error.is_temporary() => tracing::warn!("{error}; trying again"),
             connected => return connected,
         }
@@ -200,6 +200,10 @@ impl Machine {
             }
             self.act();
             self.show();
+            if self.agent.is_draining() && draining_since.is_none() {
+                tracing::info!("an operator ends this agent; returning unfinished leases");
+                draining_since = Some(clock());
+            }
             if let Some(since) = draining_since
                 && (self.agent.is_drained() || clock().saturating_sub(since) >= DRAIN_TIMEOUT)
             {

@@ -20,7 +20,10 @@ use hashfinder_system::files;
 use hashfinder_tls::error::of_handshake;
 use tokio_rustls::rustls;
 
-use crate::warnings::Warnings;
+use crate::{
+    credentials::{Credentials, Identity},
+    warnings::Warnings,
+};
 
 /// The oldest broker whose compare-and-set and whose storage can be relied on: earlier ones have
 /// lost streams or let two writers win.
@@ -29,8 +32,9 @@ pub const OLDEST_BROKER: (u32, u32, u32) = (2, 12, 3);
 /// Pool of an address without one.
 const DEFAULT_POOL: &str = "default";
 
-/// Maximum size of a credentials file. Real ones have one or two kilobytes.
-const MOST_CREDENTIALS: u64 = 64 << 10;
+/// Maximum size of a file with credentials or certificates. Those of credentials have one or two
+/// kilobytes.
+const MOST_BYTES: u64 = 64 << 10;
 
 /// Time for one attempt to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -166,8 +170,8 @@ impl fmt::Display for BrokerAddress {
 pub struct BrokerOptions {
     /// Where the broker is.
     pub address: BrokerAddress,
-    /// File with the credentials: a `.creds` file of NATS, a line with the seed of an NKey, or a
-    /// line `USER:PASSWORD`.
+    /// File with the credentials: a `.creds` file of NATS, or a line `SEED`, `USER:SEED` or
+    /// `USER:PASSWORD`, where SEED is that of an NKey.
     pub credentials: Option<PathBuf>,
     /// Certificate authorities to trust (PEM), instead of those of the system.
     pub tls_ca: Option<PathBuf>,
@@ -180,13 +184,47 @@ impl BrokerOptions {
     ///
     /// If a file is wrong, or if its password would be sent unencrypted.
     pub fn check(&self) -> Result<(), ConnectError> {
-        self.use_files(ConnectOptions::new()).map(drop)
+        let credentials = self.read_credentials()?;
+        self.add_to(ConnectOptions::new(), credentials).map(drop)
     }
 
-    /// Adds what the files contain.
-    fn use_files(&self, mut nats: ConnectOptions) -> Result<ConnectOptions, ConnectError> {
-        if let Some(path) = &self.credentials {
-            nats = with_credentials(nats, path, self.address.is_protected())?;
+    /// Reads the file with the credentials, if there is one.
+    fn read_credentials(&self) -> Result<Option<Credentials>, ConnectError> {
+        let Some(path) = &self.credentials else {
+            return Ok(None);
+        };
+        let wrong = |why| ConnectError::File {
+            path: path.clone(),
+            why,
+        };
+        let credentials = Credentials::parse(&read(path)?).map_err(wrong)?;
+        if credentials.is_password() && !self.address.is_protected() {
+            let why = "a password would be sent unencrypted to another machine; use tls:// or an \
+                       NKey";
+            return Err(wrong(why.to_owned()));
+        }
+        Ok(Some(credentials))
+    }
+
+    /// Returns the identity of an agent with these credentials.
+    pub(crate) fn identity(&self) -> Result<Identity, ConnectError> {
+        let credentials = self.read_credentials()?;
+        Ok(credentials.map_or_else(Identity::anyone, |credentials| credentials.identity))
+    }
+
+    /// Adds the credentials, and the certificate authorities.
+    fn add_to(
+        &self,
+        mut nats: ConnectOptions,
+        credentials: Option<Credentials>,
+    ) -> Result<ConnectOptions, ConnectError> {
+        if let (Some(credentials), Some(path)) = (credentials, &self.credentials) {
+            nats = credentials
+                .add_to(nats)
+                .map_err(|error| ConnectError::File {
+                    path: path.clone(),
+                    why: format!("not a NATS credentials file: {error}"),
+                })?;
         }
         if let Some(path) = &self.tls_ca {
             check_authorities(path)?;
@@ -271,6 +309,32 @@ impl ConnectError {
     }
 }
 
+/// First part of the subjects to which replies are sent.
+pub(crate) const INBOX: &str = "_INBOX.";
+
+/// What a machine is to its fleet. Replies to it have subjects of their own, so that rights can
+/// name them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role<'a> {
+    /// An agent, with its ID.
+    Agent(&'a str),
+    /// A server, with its ID.
+    Server(&'a str),
+    /// A command that shows or changes the fleet.
+    Operator,
+}
+
+/// Writes the role as tokens of a subject.
+impl fmt::Display for Role<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Role::Agent(id) => write!(f, "agent.{id}"),
+            Role::Server(id) => write!(f, "server.{id}"),
+            Role::Operator => f.write_str("operator"),
+        }
+    }
+}
+
 /// A connection to a broker, which reconnects by itself. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Broker {
@@ -281,7 +345,7 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Connects to a broker. `name` is shown in the broker's list of connections.
+    /// Connects to a broker. Its list of connections shows the role.
     ///
     /// Dropping the future ends the attempt.
     ///
@@ -289,7 +353,7 @@ impl Broker {
     ///
     /// If a file is wrong, or if the broker cannot be reached, rejects the credentials or is too
     /// old.
-    pub async fn connect(options: &BrokerOptions, name: &str) -> Result<Broker, ConnectError> {
+    pub async fn connect(options: &BrokerOptions, role: Role<'_>) -> Result<Broker, ConnectError> {
         let BrokerOptions {
             address,
             credentials,
@@ -298,8 +362,8 @@ impl Broker {
         let broker = address.clone();
         let warnings = Warnings::default();
         let nats = ConnectOptions::new()
-            .name(name)
-            .custom_inbox_prefix(format!("_INBOX.{}", inbox(name)))
+            .name(role.to_string())
+            .custom_inbox_prefix(format!("{INBOX}{role}"))
             .connection_timeout(CONNECT_TIMEOUT)
             .ping_interval(PING_INTERVAL)
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
@@ -321,7 +385,7 @@ impl Broker {
                 }
                 async {}
             });
-        let nats = options.use_files(nats)?;
+        let nats = options.add_to(nats, options.read_credentials()?)?;
         let client = nats.connect(&address.hosts[..]).await;
         let client = client.map_err(|error| {
             let address = address.clone();
@@ -427,53 +491,11 @@ fn pause(attempts: usize) -> Duration {
     longest.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
-/// Returns two tokens for the subjects of replies: what kind of machine this is, so that rights can
-/// name it, and the machine.
-fn inbox(name: &str) -> String {
-    let is_allowed = |c: &char| c.is_ascii_alphanumeric() || *c == '-' || *c == '_';
-    let tokens: String = name.chars().filter(is_allowed).collect();
-    tokens.replacen('-', ".", 1)
-}
-
 /// Parses `2.12.3` or `2.12.3-beta.1`.
 fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
     let release = text.split(['-', '+']).next()?;
     let mut numbers = release.split('.').map(|number| number.parse().ok());
     Some((numbers.next()??, numbers.next()??, numbers.next()??))
-}
-
-fn with_credentials(
-    nats: ConnectOptions,
-    path: &Path,
-    is_protected: bool,
-) -> Result<ConnectOptions, ConnectError> {
-    let wrong = |why: &str| ConnectError::File {
-        path: path.to_owned(),
-        why: why.to_owned(),
-    };
-    let text = String::from_utf8(read(path)?).map_err(|_| wrong("it is not text"))?;
-    let line = text.trim();
-    if line.contains("BEGIN NATS USER JWT") {
-        let parsed = nats.credentials(&text);
-        return parsed.map_err(|error| wrong(&format!("not a NATS credentials file: {error}")));
-    }
-    if line.contains('\n') {
-        return Err(wrong(
-            "expected a .creds file of NATS, or one line: an NKey's seed, or USER:PASSWORD",
-        ));
-    }
-    if line.starts_with("SU") && !line.contains(':') {
-        return Ok(nats.nkey(line.to_owned()));
-    }
-    match line.split_once(':') {
-        Some((user, _)) if !user.is_empty() && !is_protected => Err(wrong(
-            "a password would be sent unencrypted to another machine; use tls:// or an NKey",
-        )),
-        Some((user, password)) if !user.is_empty() => {
-            Ok(nats.user_and_password(user.to_owned(), password.to_owned()))
-        }
-        _ => Err(wrong("expected an NKey's seed (SU...), or USER:PASSWORD")),
-    }
 }
 
 /// Checks that a file has certificates: otherwise, only the first connection would show that it has
@@ -491,7 +513,7 @@ fn check_authorities(path: &Path) -> Result<(), ConnectError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {
-    let read: io::Result<Vec<u8>> = files::read(path, MOST_CREDENTIALS);
+    let read: io::Result<Vec<u8>> = files::read(path, MOST_BYTES);
     read.map_err(|error| ConnectError::File {
         path: path.to_owned(),
         why: error.to_string(),

@@ -16,9 +16,9 @@ use tokio::{
 };
 
 use crate::{
-    broker::{Broker, BrokerOptions, ConnectError},
+    broker::{Broker, BrokerOptions, ConnectError, Role},
     call::{Call, FleetSearch, FleetStopper, OnRelease, Request},
-    id::new_id,
+    id::server_id,
     key::Key,
     member::Member,
     shared::{FleetMetrics, Shared, lock},
@@ -28,7 +28,7 @@ use crate::{
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
 /// Time that a server has to leave its fleet.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A server's part in a fleet: it passes searches to the leader and, if it is elected, leads.
 /// Clones share it. When the last one and all its searches are dropped, the server leaves the
@@ -53,7 +53,7 @@ impl Fleet {
         options: BrokerOptions,
         settings: LeaderSettings,
     ) -> Result<Fleet, ConnectError> {
-        let id: ServerId = new_id().into();
+        let id: ServerId = server_id().into();
         let connected = match connect(&options, &id).await {
             Ok(connected) => Some(connected),
             Err(error) if error.is_temporary() => {
@@ -154,7 +154,7 @@ impl Fleet {
 
 /// Connects to a broker, and opens the key.
 async fn connect(options: &BrokerOptions, id: &str) -> Result<(Broker, Key), ConnectError> {
-    let broker = Broker::connect(options, &format!("server-{id}")).await?;
+    let broker = Broker::connect(options, Role::Server(id)).await?;
     let key = Key::open(&broker).await?;
     Ok((broker, key))
 }

@@ -2,11 +2,27 @@
 
 use rustix::system::uname;
 
-/// Returns a name that no other process of a fleet has: that of the machine, for people, and 64
+use crate::credentials::Identity;
+
+/// Returns a name that no other server of a fleet has: that of the machine, for people, and 64
 /// random bits. It is a token of a subject.
-pub(crate) fn new_id() -> String {
+pub(crate) fn server_id() -> String {
+    format!("{}-{:016x}", machine(), fastrand::u64(..))
+}
+
+/// Returns a name that no other agent of a fleet has. It has three tokens of a subject: the user of
+/// the broker, the machine, and 64 random bits.
+pub(crate) fn agent_id(identity: &Identity) -> String {
+    format!("{identity}.{}.{:016x}", machine(), fastrand::u64(..))
+}
+
+/// Returns the name of this machine, with the characters that a token may have.
+fn machine() -> String {
     let is_allowed = |c: &char| c.is_ascii_alphanumeric() || *c == '-' || *c == '_';
-    let machine = uname().nodename().to_string_lossy().into_owned();
-    let machine: String = machine.chars().filter(is_allowed).take(40).collect();
-    format!("{machine}-{:016x}", fastrand::u64(..))
+    let name = uname().nodename().to_string_lossy().into_owned();
+    let name: String = name.chars().filter(is_allowed).take(40).collect();
+    if name.is_empty() {
+        return "machine".to_owned();
+    }
+    name
 }

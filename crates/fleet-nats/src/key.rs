@@ -20,7 +20,8 @@ const NAME: &str = "leader";
 pub(crate) struct Key {
     broker: Broker,
     store: Store,
-    subject: String,
+    /// First part of the subjects of the bucket's keys.
+    prefix: String,
 }
 
 /// Result of a [`KeyAction`].
@@ -44,9 +45,19 @@ impl Key {
         let store = bucket::open(broker, config).await?;
         Ok(Key {
             broker: broker.clone(),
-            subject: format!("$KV.{bucket}.{NAME}"),
+            prefix: format!("$KV.{bucket}."),
             store,
         })
+    }
+
+    /// Returns the bucket. Other keys are in it, too.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Returns the subject of a key of the bucket.
+    pub(crate) fn subject(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
     }
 
     /// Carries out an action of the election.
@@ -74,10 +85,8 @@ impl Key {
     /// Reads the key from the leader of its stream. Other copies may be behind. If the broker has
     /// lost the bucket, creates it, and the next attempt reads it.
     async fn read(&self) -> Option<Stored> {
-        let message = self
-            .store
-            .stream
-            .get_last_raw_message_by_subject(&self.subject);
+        let subject = self.subject(NAME);
+        let message = self.store.stream.get_last_raw_message_by_subject(&subject);
         match message.await {
             Ok(message) => {
                 let is_removed = message.headers.get(bucket::OPERATION).is_some();

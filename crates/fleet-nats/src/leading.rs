@@ -5,18 +5,25 @@ use std::{sync::Arc, time::Duration};
 use async_nats::Subject;
 use bytes::Bytes;
 use hashfinder_fleet::{
-    Beat, CallId, CallRenewal, Election, Leader, LeaderSettings, ServerId, Term,
+    Banned, Beat, CallId, CallRenewal, Election, Leader, LeaderSettings, ServerId, Term, means,
 };
 use hashfinder_proto::fleet::v1 as pb;
 
 use crate::{
+    bans::{self, MOST_BANS, Save},
+    broker::INBOX,
     warnings::Warnings,
     wire::{self, Answer},
 };
 
-/// Reason sent to an agent after too many false reports.
-const DISTRUSTED: &str = "it sent 3 false reports (wrong hits, secrets outside its leases, or panics \
-                          that no other machine has); check its machine, then restart it";
+/// Prefix of the subjects to which the leader replies. A request can name any subject for its
+/// reply, and the leader has the right to publish on all of them: without this check, an agent
+/// could have it send to servers, or overwrite what the broker stores.
+const AGENTS: &str = "agent.";
+
+/// Reason sent to an agent after too many panics.
+const DISTRUSTED: &str = "trying its leases has panicked 3 times, and no other machine has confirmed \
+                          this; check its machine, then restart it";
 
 /// A server's leader, without a connection.
 pub(crate) struct Leading {
@@ -24,10 +31,11 @@ pub(crate) struct Leading {
     server: ServerId,
     outgoing: Vec<Outgoing>,
     warnings: Warnings,
+    bans: Vec<pb::Ban>,
 }
 
 /// A message of the leader.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub(crate) enum Outgoing {
     /// To a subject of the pool.
     Publish(String, Bytes),
@@ -35,6 +43,8 @@ pub(crate) enum Outgoing {
     Reply(Subject, Bytes),
     /// About a call of the server that leads.
     Local(CallId, Answer),
+    /// To be saved at the broker.
+    Save(Save),
 }
 
 /// A message that has arrived for the leader.
@@ -46,13 +56,36 @@ pub(crate) struct Incoming<'a> {
     pub(crate) payload: &'a [u8],
 }
 
+impl Incoming<'_> {
+    /// Returns where the reply goes, if that is a place for replies to this kind of machine.
+    fn reply_to(&self, kind: &str) -> Option<Subject> {
+        let place = self.reply?.strip_prefix(INBOX)?;
+        place.starts_with(kind).then(|| self.reply.cloned())?
+    }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
 impl Leading {
-    pub(crate) fn new(term: Term, server: ServerId, settings: LeaderSettings) -> Leading {
+    pub(crate) fn new(
+        term: Term,
+        server: ServerId,
+        settings: LeaderSettings,
+        bans: Vec<pb::Ban>,
+        now: Duration,
+    ) -> Leading {
+        let mut leader = Leader::new(term, settings, rand::random());
+        for ban in &bans {
+            leader.ban((*ban.name).into(), (*ban.reason).into(), now);
+        }
         Leading {
-            leader: Leader::new(term, settings),
+            leader,
             server,
             outgoing: Vec::new(),
             warnings: Warnings::default(),
+            bans,
         }
     }
 
@@ -78,6 +111,16 @@ impl Leading {
         self.leader.tick(now);
     }
 
+    /// Returns the number of bans.
+    pub(crate) fn bans(&self) -> usize {
+        self.bans.len()
+    }
+
+    /// Recalls all leases and deals no more, because another server is about to lead.
+    pub(crate) fn close(&mut self, now: Duration) {
+        self.leader.close(now);
+    }
+
     /// Returns the leader's beat.
     pub(crate) fn beat(&self, election: &Election, now: Duration) -> Option<Beat> {
         election.beat(self.leader.capacity(now), now)
@@ -90,12 +133,13 @@ impl Leading {
         election: &mut Election,
         now: Duration,
     ) {
-        let mut parts = message.subject.split('.');
+        let mut parts = message.subject.splitn(3, '.');
         let read = match (parts.next(), parts.next(), parts.next()) {
             (Some("any"), Some(what @ ("leader" | "status")), None) => {
                 self.question(what == "status", message, election, now);
                 Ok(())
             }
+            (Some("any"), Some("manage"), None) => self.manage(message, now),
             (_, Some("work"), Some(agent)) => self.work(agent, message, election, now),
             (_, Some("renew"), None) => self.renewal(message, election, now),
             (_, Some("end"), None) => self.end_of_call(message, now),
@@ -114,8 +158,8 @@ impl Leading {
     }
 
     fn reply(&mut self, message: Incoming<'_>, bytes: Bytes) {
-        if let Some(to) = message.reply {
-            self.outgoing.push(Outgoing::Reply(to.clone(), bytes));
+        if let Some(to) = message.reply_to("") {
+            self.outgoing.push(Outgoing::Reply(to, bytes));
         }
     }
 
@@ -132,7 +176,12 @@ impl Leading {
         };
         let answer = if with_status {
             let agents = self.leader.agents(now);
-            wire::encode(&wire::status(&beat, self.leader.calls(), &agents))
+            wire::encode(&wire::status(
+                &beat,
+                self.leader.calls(),
+                &agents,
+                &self.bans,
+            ))
         } else {
             wire::encode(&wire::beat(&beat))
         };
@@ -148,27 +197,112 @@ impl Leading {
         now: Duration,
     ) -> Result<(), wire::Invalid> {
         let work: pb::Work = wire::decode(message.payload)?;
-        if work.protocol != wire::PROTOCOL {
-            let rejected = wire::rejected(self.term(), work.protocol);
-            self.warn(message.subject, &rejected.rejected);
+        if let Some(why) = wire::unfit(&work) {
+            self.warn(message.subject, &why);
+            let rejected = wire::rejected(self.term(), why);
             self.reply(message, wire::encode(&rejected));
             return Ok(());
         }
         let work = wire::read_work(work)?;
-        if *work.agent != *agent {
-            return Ok(());
-        }
-        let was_trusted = self.leader.trusts(agent);
+        let user = agent.split('.').next().unwrap_or_default();
+        let reply = message.reply_to(&format!("{AGENTS}{user}."));
+        let (Some(reply), true) = (reply, *work.agent == *agent) else {
+            return Err(wire::invalid("its agent is not the one of its subjects"));
+        };
         let orders = self.leader.work(&work, election.may_deal(now), now);
         let mut orders = wire::orders(&orders);
-        if !self.leader.trusts(agent) {
-            orders.rejected = DISTRUSTED.to_owned();
-            if was_trusted {
-                tracing::error!(agent, "the agent gets no more leases: {DISTRUSTED}");
+        for Banned {
+            agent,
+            name,
+            reason,
+        } in self.leader.take_banned()
+        {
+            tracing::error!(%agent, %name, "the fleet has banned an agent: {reason}");
+            self.bans.retain(|ban| *ban.name != *name);
+            if self.bans.len() < MOST_BANS {
+                self.bans.push(bans::new(&name, &reason));
+                self.save(None);
             }
         }
-        self.reply(message, wire::encode(&orders));
+        for agent in self.leader.take_distrusted() {
+            tracing::error!(%agent, "the agent gets no more leases: {DISTRUSTED}");
+        }
+        if let Some((name, reason)) = self.leader.ban_of(agent) {
+            orders.rejected =
+                format!("{name} is banned: {reason}; to end this: hashfinder fleet unban {name}");
+        } else if !self.leader.trusts(agent) {
+            orders.rejected = DISTRUSTED.to_owned();
+        }
+        self.outgoing
+            .push(Outgoing::Reply(reply, wire::encode(&orders)));
         Ok(())
+    }
+
+    /// Handles an order of an operator.
+    fn manage(&mut self, message: Incoming<'_>, now: Duration) -> Result<(), wire::Invalid> {
+        use pb::manage::Action;
+        let order: pb::Manage = wire::decode(message.payload)?;
+        let action = order
+            .action
+            .ok_or_else(|| wire::invalid("it has no action"))?;
+        let (mut done, mut is_changed) = (pb::Managed::default(), false);
+        match action {
+            Action::Drain(name) => {
+                done.count = count(self.leader.end_agents(&name));
+                if done.count == 0 {
+                    done.error = format!("no agent has the name {name}");
+                }
+            }
+            Action::Ban(ban) if !bans::is_name(&ban.name) => {
+                done.error = "expected the name of an agent, or its first parts".to_owned();
+            }
+            Action::Ban(ban) => {
+                let is_other = |other: &pb::Ban| other.name != ban.name;
+                if self.bans.iter().filter(|other| is_other(other)).count() >= MOST_BANS {
+                    done.error =
+                        format!("there are {MOST_BANS} bans, the maximum; end some of them");
+                } else {
+                    let agents = self.leader.agents(now);
+                    let meant = agents.iter().filter(|agent| means(&ban.name, &agent.agent));
+                    done.count = count(meant.count());
+                    let new = bans::new(&ban.name, &ban.reason);
+                    tracing::info!(
+                        name = new.name,
+                        reason = new.reason,
+                        "an operator bans agents"
+                    );
+                    self.leader
+                        .ban((*new.name).into(), (*new.reason).into(), now);
+                    self.bans.retain(is_other);
+                    self.bans.push(new);
+                    is_changed = true;
+                }
+            }
+            Action::Unban(name) => {
+                if self.leader.unban(&name) {
+                    tracing::info!(name, "an operator ends a ban");
+                    self.bans.retain(|ban| ban.name != name);
+                    done.count = 1;
+                    is_changed = true;
+                } else {
+                    done.error = format!("no ban has the name {name}");
+                }
+            }
+        }
+        if is_changed {
+            let reply = message.reply_to("");
+            self.save(reply.map(|to| (to, done)));
+        } else {
+            self.reply(message, wire::encode(&done));
+        }
+        self.notify();
+        Ok(())
+    }
+
+    /// Has the bans saved, and an answer sent after that.
+    fn save(&mut self, reply: Option<(Subject, pb::Managed)>) {
+        let bans = self.bans.clone();
+        self.outgoing.push(Outgoing::Save(Save { bans, reply }));
     }
 
     /// Handles a message of another server about one of its calls.
@@ -297,6 +431,8 @@ mod tests {
             reports: (0..rng.u8(..3)).map(|_| report(rng)).collect(),
             knows: (0..rng.u8(..3)).map(|_| number(rng)).collect(),
             version: "1".to_owned(),
+            oldest_protocol: if rng.u8(..20) == 0 { 9 } else { 0 },
+            features: wire::FEATURES.map(str::to_owned).into(),
         }
     }
 
@@ -359,7 +495,11 @@ mod tests {
                 lead(&mut election, &mut revision, now);
             }
             let term = election.term().unwrap();
-            let mut leading = Leading::new(term, "server".into(), LeaderSettings::default());
+            let settings = LeaderSettings {
+                is_untrusted: rng.bool(),
+                ..LeaderSettings::default()
+            };
+            let mut leading = Leading::new(term, "server".into(), settings, Vec::new(), now);
             let mut leases = 0;
             for sequence in 1..500 {
                 now += Duration::from_millis(rng.u64(..200));
@@ -368,9 +508,25 @@ mod tests {
                     0..5 => {
                         let mut work = work(&mut rng, term, sequence);
                         // One that has lied too often gets no leases.
-                        work.agent = format!("agent{}", sequence / 10);
+                        work.agent = format!("agent.a{}", sequence / 10);
                         let kind = format!("{term}.work.{}", work.agent);
                         (kind, work.encode_to_vec())
+                    }
+                    5 if rng.bool() => {
+                        let name = format!("agent.a{}", rng.u64(..50));
+                        let ban = pb::Ban {
+                            name: name.clone(),
+                            ..pb::Ban::default()
+                        };
+                        let action = match rng.u8(..3) {
+                            0 => pb::manage::Action::Ban(ban),
+                            1 => pb::manage::Action::Unban(name),
+                            _ => pb::manage::Action::Drain(name),
+                        };
+                        let order = pb::Manage {
+                            action: Some(action),
+                        };
+                        ("any.manage".to_owned(), order.encode_to_vec())
                     }
                     5..7 => {
                         let message = renewal(&mut rng, &text).encode_to_vec();
@@ -385,7 +541,8 @@ mod tests {
                     let place = rng.usize(..payload.len());
                     payload[place] = rng.u8(..);
                 }
-                let reply = Subject::from_static("reply");
+                let to = ["_INBOX.agent.agent.1", "$KV.hf_default.leader"][rng.usize(..2)];
+                let reply = Subject::from_static(to);
                 let incoming = Incoming {
                     subject: &kind,
                     reply: Some(&reply),
@@ -394,7 +551,12 @@ mod tests {
                 leading.receive(incoming, &mut election, now);
                 leading.tick(now);
                 leases += leading.leases();
-                leading.take_outgoing(now);
+                for outgoing in leading.take_outgoing(now) {
+                    // An agent decides where a reply goes.
+                    if let Outgoing::Reply(to, _) = outgoing {
+                        assert!(to.starts_with("_INBOX."), "{to}");
+                    }
+                }
             }
             assert!(leases > 0, "seed {seed}");
         }

@@ -17,13 +17,14 @@ use hashfinder_fleet::{Beat, Election, KeyAction, LeaderSettings, RENEWED_FOR, S
 use hashfinder_proto::fleet::v1 as pb;
 use hashfinder_search::Outcome;
 use tokio::{
-    sync::mpsc::UnboundedReceiver,
+    sync::{mpsc::UnboundedReceiver, oneshot},
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_stream::{StreamExt, adapters::Merge};
 
 use crate::{
+    bans::{self, Saver},
     broker::Broker,
     call::{Call, Ended, Request},
     key::{Key, KeyResult},
@@ -42,8 +43,12 @@ const AGENTS_GONE_AFTER: Duration = Duration::from_secs(6);
 /// Time that the leader has to confirm the end of a call before the message is repeated.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time that a broker has to accept subscriptions, and a last message.
-const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time that a broker has to accept subscriptions, and to return the bans.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time that agents have to report their leases to a leader that hands over. They need
+/// milliseconds.
+const RECALL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Number of messages that a leader handles before it looks at the time again.
 const MOST_AT_ONCE: usize = 4096;
@@ -56,7 +61,9 @@ pub(crate) struct Member {
     key: Key,
     settings: LeaderSettings,
     election: Election,
-    leading: Option<(Leading, Messages)>,
+    leading: Option<(Leading, Messages, Saver)>,
+    /// Since when this server hands over to another leader, and whom to tell when that is done.
+    leaving: Option<(Duration, oneshot::Sender<()>)>,
     /// Actions on the key, one at a time.
     actions: JoinSet<KeyResult>,
     ends: JoinSet<()>,
@@ -92,6 +99,7 @@ impl Member {
             key,
             settings,
             leading: None,
+            leaving: None,
             actions: JoinSet::new(),
             ends: JoinSet::new(),
         }
@@ -131,10 +139,7 @@ impl Member {
                 Happens::Key(result) => self.key(result).await,
                 Happens::Request(Some(Request::Due(call))) => self.renew(Some(&call)),
                 Happens::Request(Some(Request::Ended(ended))) => self.end(ended),
-                Happens::Request(Some(Request::Leave(left))) => {
-                    self.resign().await;
-                    let _ = left.send(());
-                }
+                Happens::Request(Some(Request::Leave(left))) => self.hand_over(left).await,
                 Happens::Request(None) => {
                     self.resign().await;
                     // Each ends within seconds.
@@ -143,6 +148,7 @@ impl Member {
                 }
             }
             self.send_outgoing();
+            self.leave_if_ready().await;
         }
     }
 
@@ -154,7 +160,7 @@ impl Member {
             self.carry_out(action);
         }
         self.receive_waiting();
-        if let Some((leading, _)) = &mut self.leading {
+        if let Some((leading, ..)) = &mut self.leading {
             leading.tick(now);
         }
         self.show_life(now);
@@ -179,7 +185,7 @@ impl Member {
     /// for silent whose messages wait.
     fn receive_waiting(&mut self) {
         for _ in 0..MOST_AT_ONCE {
-            let Some((_, messages)) = &mut self.leading else {
+            let Some((_, messages, _)) = &mut self.leading else {
                 return;
             };
             let next = pin!(messages.next());
@@ -192,7 +198,7 @@ impl Member {
 
     /// Sends a beat if one is due.
     fn show_life(&mut self, now: Duration) {
-        let Some((leading, _)) = &self.leading else {
+        let Some((leading, ..)) = &self.leading else {
             return;
         };
         if self.election.take_beat(now)
@@ -229,7 +235,8 @@ impl Member {
         metrics.leads = self.leading.is_some();
         (metrics.term, metrics.agents, metrics.rate) = (term, agents, rate);
         let leading = self.leading.as_ref();
-        metrics.leases = leading.map_or(0, |(leading, _)| leading.leases());
+        metrics.leases = leading.map_or(0, |(leading, ..)| leading.leases());
+        metrics.bans = leading.map_or(0, |(leading, ..)| leading.bans());
     }
 
     async fn beat(&mut self, message: &Message) {
@@ -276,10 +283,10 @@ impl Member {
     /// Starts or stops leading, as the election requires.
     async fn follow_election(&mut self) {
         let term = self.election.term();
-        if self.leading.as_ref().map(|(leading, _)| leading.term()) == term {
+        if self.leading.as_ref().map(|(leading, ..)| leading.term()) == term {
             return;
         }
-        if let Some((leading, _)) = self.leading.take() {
+        if let Some((leading, ..)) = self.leading.take() {
             self.shared.leads.send_replace(None);
             tracing::info!(
                 term = leading.term().number,
@@ -287,20 +294,28 @@ impl Member {
             );
         }
         let Some(term) = term else { return };
-        let messages = match timeout(SUBSCRIBE_TIMEOUT, subscribe(&self.broker, term)).await {
-            Ok(Ok(messages)) => messages,
+        let beginning = async {
+            let messages = subscribe(&self.broker, term).await;
+            let messages = messages.map_err(|error| error.to_string())?;
+            let (bans, saver) = bans::open(&self.broker, &self.key).await?;
+            Ok::<_, String>((messages, bans, saver))
+        };
+        let (messages, bans, saver) = match timeout(BEGIN_TIMEOUT, beginning).await {
+            Ok(Ok(begun)) => begun,
+            // The next tick tries again.
             Ok(Err(error)) => {
-                tracing::error!("this server cannot lead the fleet: {error}");
+                tracing::warn!("this server cannot lead the fleet yet: {error}");
                 return;
             }
-            // Without a connection; the next tick tries again.
+            // Without a connection.
             Err(_) => return,
         };
         tracing::info!(server = %self.id, term = term.number, "this server leads the fleet");
         let now = self.now();
-        let leading = Leading::new(term, Arc::clone(&self.id), self.settings);
+        let id = Arc::clone(&self.id);
+        let leading = Leading::new(term, id, self.settings, bans, now);
         let beat = leading.beat(&self.election, now);
-        self.leading = Some((leading, messages));
+        self.leading = Some((leading, messages, saver));
         self.shared.leads.send_replace(Some(term));
         if let Some(beat) = beat {
             let bytes = wire::encode(&wire::beat(&beat));
@@ -401,7 +416,7 @@ impl Member {
                 continue;
             };
             match &mut self.leading {
-                Some((leading, _)) => leading.renew(&renewal, now),
+                Some((leading, ..)) => leading.renew(&renewal, now),
                 None => {
                     let bytes = wire::encode(&wire::renewal(&renewal, term));
                     self.broker.publish(&format!("{term}.renew"), bytes);
@@ -414,7 +429,7 @@ impl Member {
     fn message(&mut self, message: &Message) {
         let now = self.now();
         let prefix = self.broker.subject("");
-        if let Some((leading, _)) = &mut self.leading
+        if let Some((leading, ..)) = &mut self.leading
             && let Some(subject) = message.subject.strip_prefix(&prefix)
         {
             let incoming = Incoming {
@@ -430,13 +445,18 @@ impl Member {
     fn send_outgoing(&mut self) {
         let now = self.now();
         // An answer to a call of this server may end it, which makes more messages.
-        while let Some((leading, _)) = &mut self.leading {
+        while let Some((leading, _, saver)) = &mut self.leading {
             let outgoing = leading.take_outgoing(now);
+            let saver = saver.clone();
             if outgoing.is_empty() {
                 return;
             }
             for message in outgoing {
                 match message {
+                    Outgoing::Save(save) => {
+                        // The receiver ends only with the runtime.
+                        let _ = saver.send(save);
+                    }
                     Outgoing::Publish(subject, bytes) => self.broker.publish(&subject, bytes),
                     Outgoing::Reply(subject, bytes) => self.broker.send(subject, bytes),
                     Outgoing::Local(call, answer) => {
@@ -457,7 +477,7 @@ impl Member {
         if !matches!(ended.outcome, Outcome::Stopped(_)) {
             self.shared.lock().metrics.ended.count(&ended.outcome);
         }
-        if let Some((leading, _)) = &mut self.leading {
+        if let Some((leading, ..)) = &mut self.leading {
             leading.end(&ended.call, now);
             self.send_outgoing();
             return;
@@ -481,6 +501,38 @@ impl Member {
                 }
             }
         });
+    }
+
+    /// Hands over to another leader, so that no work is repeated: first recalls all leases. If this
+    /// server does not lead, it leaves at once.
+    async fn hand_over(&mut self, left: oneshot::Sender<()>) {
+        let now = self.now();
+        match &mut self.leading {
+            Some((leading, ..)) => {
+                leading.close(now);
+                self.leaving = Some((now, left));
+            }
+            None => {
+                self.resign().await;
+                let _ = left.send(());
+            }
+        }
+    }
+
+    /// Resigns once all leases are reported, or after a while.
+    async fn leave_if_ready(&mut self) {
+        let now = self.now();
+        let is_ready = self.leaving.as_ref().is_some_and(|(since, _)| {
+            let leases = self
+                .leading
+                .as_ref()
+                .map_or(0, |(leading, ..)| leading.leases());
+            leases == 0 || now.saturating_sub(*since) >= RECALL_TIMEOUT
+        });
+        if is_ready && let Some((_, left)) = self.leaving.take() {
+            self.resign().await;
+            let _ = left.send(());
+        }
     }
 
     /// Stops leading, and leaves the election.
@@ -511,9 +563,9 @@ async fn subscribe(broker: &Broker, term: Term) -> Result<Messages, SubscribeErr
 }
 
 /// Returns the next message to the leader; waits forever if this server does not lead.
-async fn next(leading: &mut Option<(Leading, Messages)>) -> Option<Message> {
+async fn next(leading: &mut Option<(Leading, Messages, Saver)>) -> Option<Message> {
     match leading {
-        Some((_, messages)) => messages.next().await,
+        Some((_, messages, _)) => messages.next().await,
         None => pending().await,
     }
 }

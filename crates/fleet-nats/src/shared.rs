@@ -51,6 +51,8 @@ pub struct FleetMetrics {
     pub calls: usize,
     /// Number of leases that agents have, if this server leads.
     pub leases: usize,
+    /// Number of bans of agents, if this server leads.
+    pub bans: usize,
     /// Number of leaders since the start whose beats have arrived here.
     pub leaders: u64,
     /// Number of this server's searches that the fleet gave back, because it had no agents, no

@@ -13,8 +13,18 @@ use hashfinder_search::{
 };
 use prost::Message;
 
-/// The version of the protocol that this program speaks.
-pub(crate) const PROTOCOL: u32 = 1;
+/// The latest version of the protocol that this program speaks.
+pub(crate) const PROTOCOL: u32 = 2;
+
+/// The earliest one. In version 1, the subjects of agents did not contain their user.
+pub(crate) const OLDEST_PROTOCOL: u32 = 2;
+
+/// What an agent of this version can do beyond the protocol: it reads queries in all forms of a
+/// cursor up to `hf4_`.
+pub(crate) const FEATURES: [&str; 1] = ["cursor-4"];
+
+/// What every search needs of these.
+const NEEDED: [&str; 1] = ["cursor-4"];
 
 /// Maximum number of a term. Larger ones are read as this one: the leader after the one with the
 /// largest possible number could not have a higher one.
@@ -159,6 +169,8 @@ pub(crate) fn work(work: &Work) -> pb::Work {
         reports: work.reports.iter().map(report).collect(),
         knows: work.knows.clone(),
         version: work.version.to_string(),
+        oldest_protocol: OLDEST_PROTOCOL,
+        features: FEATURES.map(str::to_owned).into(),
     }
 }
 
@@ -202,6 +214,7 @@ pub(crate) fn orders(orders: &Orders) -> pb::Orders {
     let sets = orders.sets.iter().map(|set| pb::QuerySet {
         id: set.number,
         queries: set.queries.iter().map(query).collect(),
+        to_the_end: set.to_the_end,
     });
     let leases = orders.leases.iter().map(|order| pb::Lease {
         id: order.lease,
@@ -217,22 +230,53 @@ pub(crate) fn orders(orders: &Orders) -> pb::Orders {
         over: orders.over.clone(),
         sets: sets.collect(),
         rejected: String::new(),
+        ends: orders.ends,
     }
 }
 
-/// Writes that an agent gets no leases because it speaks another version of the protocol.
-pub(crate) fn rejected(in_term: Term, protocol: u32) -> pb::Orders {
-    let what = if protocol < PROTOCOL {
-        "update hashfinder on this machine"
-    } else {
-        "update hashfinder on the servers"
+/// Returns why an agent gets no leases, if its version and the leader's do not fit together.
+pub(crate) fn unfit(work: &pb::Work) -> Option<String> {
+    let newest = work.protocol;
+    let oldest = match work.oldest_protocol {
+        0 => newest,
+        oldest => oldest,
     };
+    let versions = |oldest, newest| {
+        if oldest == newest {
+            format!("version {newest}")
+        } else {
+            format!("versions {oldest} to {newest}")
+        }
+    };
+    let differ = |update: &str| {
+        let (its, ours) = (
+            versions(oldest, newest),
+            versions(OLDEST_PROTOCOL, PROTOCOL),
+        );
+        let text = format!(
+            "this agent speaks {its} of the fleet's protocol, and the leader {ours}; update \
+             hashfinder on {update}"
+        );
+        Some(text)
+    };
+    if newest < OLDEST_PROTOCOL {
+        return differ("this machine");
+    }
+    if oldest > PROTOCOL {
+        return differ("the servers");
+    }
+    let lacks = |feature: &&&str| !work.features.iter().any(|has| has == **feature);
+    let lacking = NEEDED.iter().find(lacks)?;
+    Some(format!(
+        "this agent lacks the feature {lacking}; update hashfinder on this machine"
+    ))
+}
+
+/// Writes that an agent gets no leases.
+pub(crate) fn rejected(in_term: Term, why: String) -> pb::Orders {
     pb::Orders {
         term: Some(term(in_term)),
-        rejected: format!(
-            "this agent speaks version {protocol} of the fleet's protocol, and the leader version \
-             {PROTOCOL}; {what}"
-        ),
+        rejected: why,
         ..pb::Orders::default()
     }
 }
@@ -254,6 +298,7 @@ pub(crate) fn read_orders(orders: pb::Orders) -> Result<Orders, Invalid> {
         Ok(NewSet {
             number: set.id,
             queries: queries.collect::<Result<_, _>>()?,
+            to_the_end: set.to_the_end,
         })
     });
     Ok(Orders {
@@ -262,6 +307,7 @@ pub(crate) fn read_orders(orders: pb::Orders) -> Result<Orders, Invalid> {
         recalls: orders.recalls,
         over: orders.over,
         sets: sets.collect::<Result<_, _>>()?,
+        ends: orders.ends,
     })
 }
 
@@ -446,7 +492,9 @@ pub(crate) fn read_answer(
         None | Some(Ended::Full(_)) => None,
         Some(Ended::Ideal(at)) => {
             let at = read_index(at)?;
-            if frontier != checkpoint.end() || at.checked_add(1) != Some(frontier) {
+            // A hit that an agent has hidden is found after what comes later.
+            let is_at_end = frontier == checkpoint.end() && at.checked_add(1) == Some(frontier);
+            if !is_at_end && !(query.start()..frontier).contains(&at) {
                 return Err(invalid("the search has not ended with this secret"));
             }
             let found = query.candidate(at);
@@ -482,7 +530,12 @@ pub(crate) fn read_answer(
     })))
 }
 
-pub(crate) fn status(beat_now: &Beat, calls: usize, agents: &[fleet::Listed]) -> pb::Status {
+pub(crate) fn status(
+    beat_now: &Beat,
+    calls: usize,
+    agents: &[fleet::Listed],
+    bans: &[pb::Ban],
+) -> pb::Status {
     let agents = agents.iter().take(MOST_LISTED).map(|listed| pb::Agent {
         agent: listed.agent.to_string(),
         rate: listed.rate,
@@ -490,6 +543,7 @@ pub(crate) fn status(beat_now: &Beat, calls: usize, agents: &[fleet::Listed]) ->
         silent_for: duration(listed.silent_for),
         is_draining: listed.is_draining,
         false_reports: listed.false_reports,
+        is_banned: listed.is_banned,
         is_trusted: listed.is_trusted,
         version: listed.version.to_string(),
     });
@@ -497,6 +551,7 @@ pub(crate) fn status(beat_now: &Beat, calls: usize, agents: &[fleet::Listed]) ->
         leader: Some(beat(beat_now)),
         calls: u32::try_from(calls).unwrap_or(u32::MAX),
         agents: agents.collect(),
+        bans: bans.to_vec(),
     }
 }
 
@@ -510,6 +565,7 @@ pub(crate) fn read_agent(agent: pb::Agent) -> Result<fleet::Listed, Invalid> {
         leases: agent.leases as usize,
         is_draining: agent.is_draining,
         false_reports: agent.false_reports,
+        is_banned: agent.is_banned,
         is_trusted: agent.is_trusted,
     })
 }

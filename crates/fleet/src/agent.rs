@@ -186,6 +186,13 @@ impl Agent {
         self.stop_all();
     }
 
+    /// Whether the agent takes no more leases, because it was told to [drain](Self::drain), here or
+    /// by the leader.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.is_draining
+    }
+
     fn stop_all(&mut self) {
         let leases: Vec<LeaseId> = self.leases.iter().map(|held| held.lease).collect();
         self.recall(&leases);
@@ -292,6 +299,11 @@ impl Agent {
                 .retain(|(term, number, _)| (*term, *number) != (self.term, set.number));
             // Leases of a set that cannot be searched for are handed back.
             if let Some(queries) = QuerySet::new(&set.queries) {
+                let queries = if set.to_the_end {
+                    queries.to_the_end()
+                } else {
+                    queries
+                };
                 self.sets.push((self.term, set.number, queries));
             }
         }
@@ -333,6 +345,9 @@ impl Agent {
         self.sets.drain(..too_many);
         self.begin_first(now);
         self.recall(&orders.recalls);
+        if orders.ends {
+            self.drain();
+        }
         if self.is_draining {
             // A message that was sent before brought them.
             self.stop_all();

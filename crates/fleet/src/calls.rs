@@ -1,17 +1,22 @@
 //! The calls of a fleet: what each has found that its server has not confirmed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     task::{Wake, Waker},
     time::Duration,
 };
 
 use hashfinder_search::{
-    Advance, Candidate, Checkpoint, Dispatcher, Index, Outcome, SearchId, SearchState,
+    Advance, Candidate, Checkpoint, Client, Dispatcher, Index, Outcome, Query, SearchId,
+    SearchState,
 };
 
-use crate::messages::{CallId, CallRenewal, ServerId};
+use crate::{
+    messages::{CallId, CallRenewal, ServerId},
+    retry::Retry,
+    roster::Covered,
+};
 
 /// Time after which a call ends unless its server renews it.
 pub const RENEWED_FOR: Duration = Duration::from_secs(3);
@@ -77,6 +82,13 @@ struct Call {
     /// The state of the search after these.
     checkpoint: Checkpoint,
     outcome: Option<Outcome>,
+    /// The last step of the search. It is taken when the call ends: if something has to be tried
+    /// again, that is later. A checkpoint without the outcome would not be enough to continue.
+    last: Option<Advance>,
+    /// What has to be tried again.
+    retry: Retry,
+    client: Client,
+    query: Query,
 }
 
 impl Calls {
@@ -105,6 +117,10 @@ impl Calls {
             unconfirmed: Vec::new(),
             checkpoint: renewal.checkpoint.clone(),
             outcome: None,
+            last: None,
+            retry: Retry::default(),
+            client: renewal.client.clone(),
+            query: renewal.query.clone(),
         };
         self.calls.insert(renewal.call.clone(), call);
         Ok(())
@@ -118,28 +134,32 @@ impl Calls {
         dispatcher: &mut Dispatcher,
     ) -> Option<(ServerId, CallUpdate)> {
         let call = self.calls.get_mut(call)?;
-        let confirm = |call: &mut Call| call.unconfirmed.retain(|found| found.index >= call.from);
-        confirm(call);
+        call.confirm();
         let mut state = SearchState::Parked;
         if call.outcome.is_some() {
             state = SearchState::Ended;
+        } else if call.last.is_some() {
+            state = SearchState::Running;
         } else if call.unconfirmed.len() < MOST_UNCONFIRMED {
-            let Advance {
-                candidates,
-                checkpoint,
-                outcome,
-                progress,
-            } = dispatcher.advance(call.search, &call.waker)?;
-            call.unconfirmed.extend(candidates);
-            call.checkpoint = if checkpoint.held().count() <= MOST_HELD_SENT {
-                checkpoint
+            let advance = dispatcher.advance(call.search, &call.waker)?;
+            state = advance.progress.state;
+            if advance.outcome.is_some() {
+                call.last = Some(advance);
             } else {
-                checkpoint.up_to_frontier()
-            };
-            call.outcome = outcome;
-            state = progress.state;
-            // An old message may have begun the call, far below what has arrived since.
-            confirm(call);
+                call.take(advance);
+            }
+        }
+        if call.outcome.is_none() {
+            let ended = call.last.as_ref().and_then(|last| last.outcome.as_ref());
+            call.outcome = call.retry.outcome(ended, call.checkpoint.frontier());
+            if call.outcome.is_some() {
+                state = SearchState::Ended;
+                if let Some(last) = call.last.take() {
+                    call.take(last);
+                }
+            } else if call.last.is_some() {
+                state = SearchState::Running;
+            }
         }
         let update = CallUpdate {
             from: call.from,
@@ -162,9 +182,38 @@ impl Calls {
         std::mem::take(&mut news)
     }
 
-    /// Removes a call, and returns its search.
-    pub(crate) fn remove(&mut self, call: &str) -> Option<SearchId> {
-        Some(self.calls.remove(call)?.search)
+    /// Removes a call, and returns its searches.
+    pub(crate) fn remove(&mut self, call: &str) -> Vec<SearchId> {
+        let call = self.calls.remove(call);
+        call.map(Call::into_searches).unwrap_or_default()
+    }
+
+    /// Has secrets tried again whose agent cannot be trusted, for the calls for which they counted.
+    pub(crate) fn try_again(&mut self, covered: Vec<Covered>) {
+        let calls = self
+            .calls
+            .values_mut()
+            .filter(|call| call.outcome.is_none());
+        let mut calls: HashMap<SearchId, &mut Call> =
+            calls.map(|call| (call.search, call)).collect();
+        for (searches, range) in covered {
+            for search in searches.iter() {
+                if let Some(call) = calls.get_mut(search) {
+                    call.retry.add(range.clone());
+                }
+            }
+        }
+    }
+
+    /// Begins and continues the searches that try secrets again.
+    pub(crate) fn tick(&mut self, dispatcher: &mut Dispatcher, now: Duration) {
+        for (id, call) in &mut self.calls {
+            let retry = &mut call.retry;
+            if retry.tick(dispatcher, &call.client, &call.query, &call.waker, now) {
+                let mut news = self.news.0.lock().unwrap_or_else(PoisonError::into_inner);
+                news.insert(id.clone());
+            }
+        }
     }
 
     /// Removes the calls that were not renewed, and returns their searches.
@@ -174,6 +223,7 @@ impl Calls {
             let is_old = now.saturating_sub(call.renewed) >= RENEWED_FOR;
             if is_old {
                 old.push(call.search);
+                old.extend(call.retry.searches());
             }
             !is_old
         });
@@ -182,6 +232,36 @@ impl Calls {
 
     pub(crate) fn len(&self) -> usize {
         self.calls.len()
+    }
+}
+
+impl Call {
+    /// Takes what is new of the search.
+    fn take(&mut self, advance: Advance) {
+        let Advance {
+            candidates,
+            checkpoint,
+            ..
+        } = advance;
+        self.unconfirmed.extend(candidates);
+        self.checkpoint = if checkpoint.held().count() <= MOST_HELD_SENT {
+            checkpoint
+        } else {
+            checkpoint.up_to_frontier()
+        };
+        // An old message may have begun the call, far below what has arrived since.
+        self.confirm();
+    }
+
+    /// Forgets what the server has confirmed.
+    fn confirm(&mut self) {
+        self.unconfirmed.retain(|found| found.index >= self.from);
+    }
+
+    fn into_searches(self) -> Vec<SearchId> {
+        let mut searches = vec![self.search];
+        searches.extend(self.retry.searches());
+        searches
     }
 }
 

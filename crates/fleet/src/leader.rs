@@ -7,13 +7,19 @@ use std::{
 };
 
 use hashfinder_search::{
-    Cursor, Dispatcher, Index, Lease, LeaseId, Limits, Matcher, OverLimit, Pacing, Query, Worker,
+    Cursor, Dispatcher, Index, Lease, LeaseId, Limits, Matcher, OverLimit, Pacing, Query, SearchId,
+    Worker,
 };
 
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
 use crate::{
+    audit::{Audit, Missed},
     calls::{CallUpdate, Calls},
-    messages::{AgentId, CallId, CallRenewal, NewSet, Order, Orders, Report, ServerId, Term, Work},
-    roster::{Dealt, Listed, Member, Roster},
+    messages::{
+        AgentId, CallId, CallRenewal, NewSet, Order, Orders, Report, ServerId, Term, Work, means,
+    },
+    roster::{Dealt, Listed, MOST_FALSE_REPORTS, Member, Roster},
 };
 
 /// Time that a lease should take. A hit is final only once everything below it is done, so longer
@@ -51,6 +57,14 @@ const NOTIFIED_AT_ONCE: usize = 4;
 /// Maximum number of leases to remember that an agent has failed to try.
 const MOST_FAILURES: usize = 1024;
 
+/// One in this many leases of agents that are trusted is audited. It finds machines that are
+/// broken, and costs less than a hundredth of the fleet's work.
+const AUDITED: u32 = 64;
+
+/// Maximum size of the set of queries of an audited lease, in bytes: it is sent only for this
+/// lease.
+const MOST_AUDITED_BYTES: usize = 64 << 10;
+
 /// Hashes per second of a worker of speed 1.
 const UNIT: f64 = 1e6;
 
@@ -63,6 +77,22 @@ pub struct LeaderSettings {
     pub pacing: Pacing,
     /// Maximum number of secrets of a lease.
     pub longest_lease: u64,
+    /// One in this many leases of agents that are trusted is audited; 0 for none.
+    pub audited: u32,
+    /// Whether agents may lie. Then all leases are audited.
+    pub is_untrusted: bool,
+}
+
+/// An agent that the leader has banned by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Banned {
+    /// The agent.
+    pub agent: AgentId,
+    /// The name that is banned: it [means] this agent, and those that the same
+    /// machine or, if agents may lie, the same user starts later.
+    pub name: Arc<str>,
+    /// Why.
+    pub reason: Arc<str>,
 }
 
 impl Default for LeaderSettings {
@@ -83,6 +113,8 @@ impl Default for LeaderSettings {
                 hits_per_slice: 256,
             },
             longest_lease: 1 << 44,
+            audited: AUDITED,
+            is_untrusted: false,
         }
     }
 }
@@ -109,6 +141,16 @@ pub struct Leader {
     /// Where agents have panicked: the set of queries and the first secret of the lease, the agent,
     /// and how often it did.
     failures: HashMap<(u64, Index), (AgentId, u64)>,
+    /// Draws decoys.
+    rng: StdRng,
+    /// Names of agents that get no leases, and why.
+    bans: BTreeMap<Arc<str>, Arc<str>>,
+    /// Agents that were banned since the last time.
+    banned: Vec<Banned>,
+    /// Agents whose leases have panicked too often, since the last time.
+    distrusted: Vec<AgentId>,
+    /// Whether all leases are recalled, and no more are dealt.
+    is_closing: bool,
 }
 
 /// The queries of leases with the same matcher.
@@ -118,6 +160,8 @@ struct KnownSet {
     number: u64,
     /// Size of the queries in a message.
     bytes: usize,
+    /// The searches of the queries.
+    searches: Arc<[SearchId]>,
 }
 
 /// Returns the size of a query in a message, in bytes.
@@ -127,9 +171,10 @@ pub fn query_bytes(query: &Query) -> usize {
 }
 
 impl Leader {
-    /// Creates a leader without agents and calls.
+    /// Creates a leader without agents and calls. `seed` must be random, and unknown to agents:
+    /// they could find out where decoys are.
     #[must_use]
-    pub fn new(term: Term, settings: LeaderSettings) -> Leader {
+    pub fn new(term: Term, settings: LeaderSettings, seed: [u8; 32]) -> Leader {
         let LeaderSettings { limits, pacing, .. } = settings;
         // A search whose queue is full drops what it has covered beyond its frontier: here, that is
         // the work of all agents.
@@ -150,6 +195,11 @@ impl Leader {
             recalls: BTreeMap::new(),
             short: BTreeSet::new(),
             failures: HashMap::new(),
+            rng: StdRng::from_seed(seed),
+            bans: BTreeMap::new(),
+            banned: Vec::new(),
+            distrusted: Vec::new(),
+            is_closing: false,
         }
     }
 
@@ -170,8 +220,10 @@ impl Leader {
             return orders;
         }
         let agent = &work.agent;
+        let is_banned = self.ban_of(agent).is_some();
         let member = self.roster.agents.entry(agent.clone());
-        member.or_insert_with(|| Member::new(work, now));
+        let member = member.or_insert_with(|| Member::new(work, now));
+        member.is_banned = is_banned;
         for report in &work.reports {
             self.take_report(agent, report, now);
         }
@@ -195,7 +247,10 @@ impl Leader {
             self.dispatcher.give_back(lease, now);
         }
         self.short.remove(agent);
-        if may_deal && !work.is_draining && self.trusts(agent) {
+        let member = self.roster.agents.get(agent);
+        orders.ends = member.is_some_and(|member| member.ends);
+        let takes_leases = member.is_some_and(|member| member.is_trusted() && !member.ends);
+        if may_deal && !self.is_closing && !work.is_draining && takes_leases {
             self.deal(work, &mut orders, now);
         }
         self.note_recalls(now);
@@ -223,14 +278,163 @@ impl Leader {
         }
         // An agent cannot have had it for longer.
         let took = report.took.min(now.saturating_sub(dealt.at));
-        let hashes = self.dispatcher.hashes(report.lease, report.tried);
-        let (lease, tried, hits) = (report.lease, report.tried, &report.hits);
-        let done = self.dispatcher.finish(lease, tried, hits, took, now);
-        if let Some(member) = self.roster.agents.get_mut(agent) {
-            match (done, hashes) {
-                (Ok(()), Some(hashes)) => member.measured(hashes, took),
-                (Ok(()), None) => {}
-                (Err(_), _) => member.false_reports += 1,
+        let lease = report.lease;
+        if let Some(audit) = &dealt.audit
+            && let Err(Missed(index)) = audit.check(report)
+        {
+            self.dispatcher.give_back(lease, now);
+            let reason = format!("it reported secrets as tried, but missed the hit at {index}");
+            self.ban_agent(agent, reason.into(), now);
+            return;
+        }
+        let (tried, hits) = self.without_decoys(&dealt, report);
+        let hashes = self.dispatcher.hashes(lease, tried);
+        let done = self.dispatcher.finish(lease, tried, &hits, took, now);
+        let Some(member) = self.roster.agents.get_mut(agent) else {
+            return;
+        };
+        match (done, hashes) {
+            (Ok(()), hashes) => {
+                if let Some(hashes) = hashes {
+                    member.measured(hashes, took);
+                }
+                member.covered(dealt.searches, dealt.start.1..tried);
+            }
+            (Err(_), _) => self.count_false_report(agent, now),
+        }
+    }
+
+    /// Returns what of a report counts for the searches.
+    fn without_decoys(&self, dealt: &Dealt, report: &Report) -> (Index, Vec<Index>) {
+        let (mut tried, mut hits) = (report.tried, report.hits.clone());
+        let Some(audit) = &dealt.audit else {
+            return (tried, hits);
+        };
+        let first = dealt.start.1;
+        hits.retain(|index| {
+            // Others are false, which is noticed later.
+            let is_tried = (first..tried).contains(index);
+            !(is_tried && audit.is_decoy(*index) && !self.dispatcher.is_hit(report.lease, *index))
+        });
+        // The agent has stopped after more, because some of them could have been decoys.
+        if hits.len() > dealt.hit_limit {
+            hits.truncate(dealt.hit_limit);
+            tried = hits.last().map_or(tried, |last| last + 1);
+        }
+        (tried, hits)
+    }
+
+    /// Counts a report that was not true, and bans its agent after some.
+    fn count_false_report(&mut self, agent: &AgentId, now: Duration) {
+        let Some(member) = self.roster.agents.get_mut(agent) else {
+            return;
+        };
+        member.false_reports += 1;
+        if member.false_reports >= MOST_FALSE_REPORTS && !member.is_banned {
+            let reason = format!(
+                "it sent {MOST_FALSE_REPORTS} false reports (wrong hits, or secrets outside its \
+                 leases)"
+            );
+            self.ban_agent(agent, reason.into(), now);
+        }
+    }
+
+    /// Bans an agent that has done something wrong.
+    fn ban_agent(&mut self, agent: &AgentId, reason: Arc<str>, now: Duration) {
+        // Another machine of the same user is not broken. But a liar can say that its machine has
+        // another name.
+        let parts = if self.settings.is_untrusted { 1 } else { 2 };
+        let end = agent.match_indices('.').nth(parts - 1);
+        let name: Arc<str> = end.map_or(&**agent, |(end, _)| &agent[..end]).into();
+        self.ban(Arc::clone(&name), Arc::clone(&reason), now);
+        self.banned.push(Banned {
+            agent: agent.clone(),
+            name,
+            reason,
+        });
+    }
+
+    /// Bans agents: they get no leases, what they have is given to others, and what they have
+    /// reported as tried in this term is tried again.
+    pub fn ban(&mut self, name: Arc<str>, reason: Arc<str>, now: Duration) {
+        let agents = self.roster.agents.iter_mut();
+        let meant = agents.filter(|(agent, member)| !member.is_banned && means(&name, agent));
+        let mut covered = Vec::new();
+        let mut ids = Vec::new();
+        for (agent, member) in meant {
+            member.is_banned = true;
+            covered.extend(member.take_covered());
+            ids.push(agent.clone());
+        }
+        for agent in ids {
+            for lease in self.roster.take_all(&agent) {
+                self.dispatcher.give_back(lease, now);
+            }
+        }
+        self.calls.try_again(covered);
+        self.bans.insert(name, reason);
+        self.note_recalls(now);
+    }
+
+    /// Allows agents that were banned by this name to get leases again. Returns whether there was
+    /// such a ban.
+    pub fn unban(&mut self, name: &str) -> bool {
+        let was_banned = self.bans.remove(name).is_some();
+        let bans = &self.bans;
+        for (agent, member) in &mut self.roster.agents {
+            let is_banned = bans.keys().any(|name| means(name, agent));
+            if member.is_banned && !is_banned {
+                member.is_banned = false;
+                member.false_reports = 0;
+                member.panics = 0;
+            }
+        }
+        was_banned
+    }
+
+    /// Returns why an agent is banned, and by which name, if it is.
+    #[must_use]
+    pub fn ban_of(&self, agent: &str) -> Option<(&Arc<str>, &Arc<str>)> {
+        self.bans.iter().find(|(name, _)| means(name, agent))
+    }
+
+    /// Takes the agents that were banned since the last time, because of what they did.
+    pub fn take_banned(&mut self) -> Vec<Banned> {
+        std::mem::take(&mut self.banned)
+    }
+
+    /// Takes the agents that get no more leases since the last time, because trying them has
+    /// panicked too often.
+    pub fn take_distrusted(&mut self) -> Vec<AgentId> {
+        std::mem::take(&mut self.distrusted)
+    }
+
+    /// Whether an agent may get leases.
+    #[must_use]
+    pub fn trusts(&self, agent: &str) -> bool {
+        let member = self.roster.agents.get(agent);
+        member.map_or_else(|| self.ban_of(agent).is_none(), Member::is_trusted)
+    }
+
+    /// Tells agents to return their leases and to end. Returns how many there are.
+    pub fn end_agents(&mut self, name: &str) -> usize {
+        let agents = self.roster.agents.iter_mut();
+        let mut told = 0;
+        for (agent, member) in agents.filter(|(agent, _)| means(name, agent)) {
+            member.ends = true;
+            // It learns it with its next message, within a second. An idle one asks at once.
+            self.recalls.entry(agent.clone()).or_default();
+            told += 1;
+        }
+        told
+    }
+
+    /// Recalls all leases and deals no more, because another server is about to lead.
+    pub fn close(&mut self, now: Duration) {
+        self.is_closing = true;
+        for lease in self.roster.all() {
+            if let Some(agent) = self.roster.recall(lease, now) {
+                self.recalls.entry(agent).or_default().push(lease);
             }
         }
     }
@@ -242,7 +446,7 @@ impl Leader {
             && first != agent
         {
             if let Some(first) = self.roster.agents.get_mut(first) {
-                first.false_reports = first.false_reports.saturating_sub(*times);
+                first.panics = first.panics.saturating_sub(*times);
             }
             self.failures.remove(&dealt.start);
             self.dispatcher.fail(lease, now);
@@ -254,7 +458,10 @@ impl Leader {
         let new = || (agent.clone(), 0);
         self.failures.entry(dealt.start).or_insert_with(new).1 += 1;
         if let Some(member) = self.roster.agents.get_mut(agent) {
-            member.false_reports += 1;
+            member.panics += 1;
+            if member.panics == MOST_FALSE_REPORTS {
+                self.distrusted.push(agent.clone());
+            }
         }
         self.dispatcher.give_back(lease, now);
     }
@@ -281,40 +488,75 @@ impl Leader {
                 return;
             };
             let set = self.set_of(&lease);
+            let (base, searches) = (set.number, Arc::clone(&set.searches));
+            let mut set = (
+                NewSet {
+                    number: base,
+                    queries: Arc::clone(&set.queries),
+                    to_the_end: false,
+                },
+                set.bytes,
+            );
+            let audit = self.plan_audit(&lease, &mut set);
+            let (set, size) = set;
             let number = set.number;
             let is_new = !work.knows.contains(&number)
                 && !orders.sets.iter().any(|new| new.number == number);
             if is_new {
-                bytes += set.bytes;
+                bytes += size;
                 if bytes > MOST_SETS_BYTES {
                     // The agent gets it with the next reply.
                     self.dispatcher.give_back(lease.id(), now);
                     return;
                 }
-                orders.sets.push(NewSet {
-                    number,
-                    queries: Arc::clone(&set.queries),
-                });
+                orders.sets.push(set);
             }
+            orders.leases.push(Order {
+                lease: lease.id(),
+                range: lease.range(),
+                set: number,
+                hit_limit: lease.hit_limit() + audit.as_ref().map_or(0, Audit::decoys),
+                planned: lease.planned(),
+            });
             let dealt = Dealt {
                 planned: lease.planned(),
                 at: now,
                 sequence: work.sequence,
                 recalled: None,
-                start: (number, lease.range().start),
+                start: (base, lease.range().start),
+                searches,
+                hit_limit: lease.hit_limit(),
+                audit,
             };
             self.roster.give(agent, lease.id(), dealt);
-            orders.leases.push(Order {
-                lease: lease.id(),
-                range: lease.range(),
-                set: number,
-                hit_limit: lease.hit_limit(),
-                planned: lease.planned(),
-            });
             if lease.is_urgent() {
                 return;
             }
         }
+    }
+
+    /// Decides whether a lease is audited. If it is, adds decoys to its set of queries, whose size
+    /// in bytes is the second value.
+    fn plan_audit(&mut self, lease: &Lease, set: &mut (NewSet, usize)) -> Option<Audit> {
+        let (set, bytes) = set;
+        let is_drawn = match (self.settings.is_untrusted, self.settings.audited) {
+            (true, _) => true,
+            (false, 0) => false,
+            (false, audited) => self.rng.random_range(0..audited) == 0,
+        };
+        if !is_drawn || *bytes > MOST_AUDITED_BYTES {
+            return None;
+        }
+        let audit = Audit::plan(&mut self.rng, &set.queries, &lease.range())?;
+        self.next_set += 1;
+        *set = NewSet {
+            number: self.next_set,
+            queries: audit.mix(&mut self.rng, &set.queries),
+            // A ringer must not end the lease.
+            to_the_end: true,
+        };
+        *bytes = set.queries.iter().map(query_bytes).sum();
+        Some(audit)
     }
 
     /// Returns the queries of a lease, which it shares with other leases of the same searches.
@@ -332,6 +574,7 @@ impl Leader {
             queries: lease.queries().cloned().collect(),
             number,
             bytes: lease.queries().map(query_bytes).sum(),
+            searches: lease.searches().into(),
         })
     }
 
@@ -382,10 +625,10 @@ impl Leader {
 
     /// Ends a call. Its agents are free once they hear of it.
     pub fn end(&mut self, call: &str, now: Duration) {
-        if let Some(search) = self.calls.remove(call) {
+        for search in self.calls.remove(call) {
             self.dispatcher.forget(search, now);
-            self.note_recalls(now);
         }
+        self.note_recalls(now);
     }
 
     /// Ends what was not renewed, and gives leases of silent agents to others. Call this ten times
@@ -398,6 +641,7 @@ impl Leader {
             self.dispatcher.give_back(lease, now);
         }
         self.dispatcher.tick(now);
+        self.calls.tick(&mut self.dispatcher, now);
         (_, self.rate) = self.roster.capacity(now);
         self.note_recalls(now);
     }
@@ -422,13 +666,6 @@ impl Leader {
     #[must_use]
     pub fn leases(&self) -> usize {
         self.roster.leases()
-    }
-
-    /// Whether the leader trusts an agent's reports, so that it gets leases.
-    #[must_use]
-    pub fn trusts(&self, agent: &str) -> bool {
-        let member = self.roster.agents.get(agent);
-        member.is_none_or(Member::is_trusted)
     }
 
     /// Returns the agents whose messages have arrived in the last minute.

@@ -16,21 +16,23 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod audit;
 mod calls;
 mod election;
 mod leader;
 mod messages;
 mod remote;
+mod retry;
 mod roster;
 
 pub use self::{
     agent::{Agent, Command, Task},
     calls::{CallUpdate, RENEWED_FOR},
     election::{Claim, Election, KeyAction, Stored},
-    leader::{Leader, LeaderSettings, MOST_QUERY_BYTES, query_bytes},
+    leader::{Banned, Leader, LeaderSettings, MOST_QUERY_BYTES, query_bytes},
     messages::{
         AgentId, BEAT, Beat, CallId, CallRenewal, NewSet, Order, Orders, OutOfRange, Report,
-        ServerId, Term, WireIndex, Work, narrow, widen,
+        ServerId, Term, WireIndex, Work, means, narrow, widen,
     },
     remote::RemoteSearch,
     roster::{Listed, RECALLED_FOR, SILENT_AFTER},

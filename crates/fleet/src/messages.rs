@@ -69,8 +69,16 @@ pub struct Beat {
 /// Time between two beats of a leader.
 pub const BEAT: Duration = Duration::from_millis(500);
 
-/// Identifies an agent in its fleet.
+/// Identifies an agent in its fleet: `USER.MACHINE.PROCESS`. A user of the broker may have several
+/// agents.
 pub type AgentId = Arc<str>;
+
+/// Whether a name means an agent: it is the agent's ID, or the first parts of it.
+#[must_use]
+pub fn means(name: &str, agent: &str) -> bool {
+    let rest = agent.strip_prefix(name);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
 
 /// Identifies a call in its fleet.
 pub type CallId = Arc<str>;
@@ -130,6 +138,8 @@ pub struct Orders {
     pub over: Vec<LeaseId>,
     /// The sets of queries of new leases that the agent does not know.
     pub sets: Vec<NewSet>,
+    /// Whether the agent should return its leases and end.
+    pub ends: bool,
 }
 
 /// Queries whose names are searched for together.
@@ -139,6 +149,8 @@ pub struct NewSet {
     pub number: u64,
     /// The queries.
     pub queries: Arc<[Query]>,
+    /// Whether a hit that ends one of the searches does not end a lease.
+    pub to_the_end: bool,
 }
 
 /// A lease, as an agent gets it.

@@ -1,14 +1,18 @@
 //! The agents of a fleet: which leases each has, how fast it is, and when its last message arrived.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    ops::Range,
     sync::Arc,
     time::Duration,
 };
 
-use hashfinder_search::{Index, LeaseId};
+use hashfinder_search::{Index, LeaseId, SearchId};
 
-use crate::messages::{AgentId, Work};
+use crate::{
+    audit::Audit,
+    messages::{AgentId, Work},
+};
 
 /// Time of silence after which an agent's leases are given to others.
 pub const SILENT_AFTER: Duration = Duration::from_secs(3);
@@ -21,9 +25,13 @@ pub const RECALLED_FOR: Duration = Duration::from_millis(250);
 /// Time of silence after which an agent is forgotten.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 
-/// Number of false reports after which an agent gets no more leases: its machine is broken, or it
-/// lies. It is trusted again once its process has started again, or by another leader.
-const MOST_FALSE_REPORTS: u64 = 3;
+/// Number of false reports after which an agent is banned, and of panics after which it gets no
+/// leases: its machine is broken, or it lies.
+pub(crate) const MOST_FALSE_REPORTS: u64 = 3;
+
+/// Number of leases of an agent that are tried again if it is banned, because it missed a ringer or
+/// sent false reports. Of a machine that hides all hits, 64 are tried on average until then.
+const MOST_RECENT: usize = 1024;
 
 /// Maximum rate of an agent, in hashes of a fast kernel per second: a thousand times that of the
 /// fastest machines. What an agent says of itself must not make the leases of others meaningless.
@@ -55,7 +63,18 @@ pub(crate) struct Member {
     answers_within: Duration,
     /// Number of its reports that were not true.
     pub(crate) false_reports: u64,
+    /// Number of leases whose trying has panicked, without another agent that has the same panic.
+    pub(crate) panics: u64,
+    /// Whether it gets no leases.
+    pub(crate) is_banned: bool,
+    /// Whether it should end.
+    pub(crate) ends: bool,
+    /// What it has reported as tried: the latest leases, in order.
+    recent: VecDeque<Covered>,
 }
+
+/// Secrets that an agent has reported as tried, and the searches for which they count.
+pub(crate) type Covered = (Arc<[SearchId]>, Range<Index>);
 
 /// A lease of an agent.
 #[derive(Clone, Debug)]
@@ -67,8 +86,14 @@ pub(crate) struct Dealt {
     pub(crate) sequence: u64,
     /// When it was recalled.
     pub(crate) recalled: Option<Duration>,
-    /// Its set of queries and its first secret.
+    /// Its set of queries, without decoys, and its first secret.
     pub(crate) start: (u64, Index),
+    /// The searches that it serves.
+    pub(crate) searches: Arc<[SearchId]>,
+    /// Number of hits of these that end it.
+    pub(crate) hit_limit: usize,
+    /// Its decoys, if it is audited.
+    pub(crate) audit: Option<Audit>,
 }
 
 /// An agent in the list of agents.
@@ -88,6 +113,8 @@ pub struct Listed {
     pub is_draining: bool,
     /// Number of its reports that were not true.
     pub false_reports: u64,
+    /// Whether it is banned.
+    pub is_banned: bool,
     /// Whether it still gets leases.
     pub is_trusted: bool,
 }
@@ -107,12 +134,41 @@ impl Member {
             leases: BTreeMap::new(),
             answers_within: RECALLED_FOR,
             false_reports: 0,
+            panics: 0,
+            is_banned: false,
+            ends: false,
+            recent: VecDeque::new(),
         }
     }
 
-    /// Whether the agent gets leases.
+    /// Whether the agent may get leases. One whose leases panic gets none until it starts again, or
+    /// another server leads: its machine is broken, or no other agent has confirmed yet that a
+    /// search is to blame.
     pub(crate) fn is_trusted(&self) -> bool {
-        self.false_reports < MOST_FALSE_REPORTS
+        !self.is_banned && self.panics < MOST_FALSE_REPORTS
+    }
+
+    /// Records secrets that the agent has tried.
+    pub(crate) fn covered(&mut self, searches: Arc<[SearchId]>, range: Range<Index>) {
+        if range.is_empty() {
+            return;
+        }
+        if let Some((of, last)) = self.recent.back_mut()
+            && Arc::ptr_eq(of, &searches)
+            && last.end == range.start
+        {
+            last.end = range.end;
+            return;
+        }
+        if self.recent.len() == MOST_RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((searches, range));
+    }
+
+    /// Takes what the agent has tried.
+    pub(crate) fn take_covered(&mut self) -> VecDeque<Covered> {
+        std::mem::take(&mut self.recent)
     }
 
     /// Includes a measurement in the rate.
@@ -156,6 +212,23 @@ impl Roster {
         let taken = self.agents.get_mut(agent)?.leases.remove(&lease)?;
         self.holders.remove(&lease);
         Some(taken)
+    }
+
+    /// Takes all leases of an agent.
+    pub(crate) fn take_all(&mut self, agent: &AgentId) -> Vec<LeaseId> {
+        let member = self.agents.get(agent);
+        let leases: Vec<LeaseId> = member
+            .map(|member| member.leases.keys().copied().collect())
+            .unwrap_or_default();
+        for lease in &leases {
+            self.take(agent, *lease);
+        }
+        leases
+    }
+
+    /// Returns all leases of all agents.
+    pub(crate) fn all(&self) -> Vec<LeaseId> {
+        self.holders.keys().copied().collect()
     }
 
     /// Takes the leases that an agent does not have, although it got the replies to all messages up
@@ -229,6 +302,7 @@ impl Roster {
         let is_able = |member: &&Member| {
             !member.is_draining
                 && member.is_trusted()
+                && !member.ends
                 && now.saturating_sub(member.last_heard) < SILENT_AFTER
         };
         let able = self.agents.values().filter(is_able);
@@ -250,8 +324,9 @@ impl Roster {
             rate: member.rate,
             leases: member.leases.len(),
             silent_for: now.saturating_sub(member.last_heard),
-            is_draining: member.is_draining,
+            is_draining: member.is_draining || member.ends,
             false_reports: member.false_reports,
+            is_banned: member.is_banned,
             is_trusted: member.is_trusted(),
         });
         listed.collect()

@@ -27,8 +27,13 @@ struct Scene {
 
 impl Scene {
     fn new(term: u64) -> Scene {
+        let settings = LeaderSettings {
+            // The agents of these tests do not really try their leases.
+            audited: 0,
+            ..LeaderSettings::default()
+        };
         Scene {
-            leader: Leader::new(term_of(term), LeaderSettings::default()),
+            leader: Leader::new(term_of(term), settings, [0; 32]),
             term: term_of(term),
             now: SECOND,
             sequence: 0,

@@ -27,7 +27,11 @@ use crate::{
 /// Queries whose names are searched for together. Clones share the filter, which the first thread
 /// that needs it plans.
 #[derive(Clone)]
-pub struct QuerySet(Arc<Group>);
+pub struct QuerySet {
+    group: Arc<Group>,
+    /// Whether a hit that ends one of the searches ends a task.
+    ends_early: bool,
+}
 
 impl QuerySet {
     /// Creates a set from the queries of a [`Lease`](crate::Lease), in the same order. `None` if
@@ -41,26 +45,47 @@ impl QuerySet {
             // A member's number is the place of its query.
             let members = (0..).take(queries.len()).collect();
             let queries = queries.iter().cloned().map(Arc::new);
-            QuerySet(Arc::new(Group::new(queries.collect(), members)))
+            QuerySet {
+                group: Arc::new(Group::new(queries.collect(), members)),
+                ends_early: true,
+            }
         })
+    }
+
+    /// Makes tasks of this set go on after a hit that ends one of the searches.
+    #[must_use]
+    pub fn to_the_end(self) -> QuerySet {
+        QuerySet {
+            ends_early: false,
+            ..self
+        }
+    }
+
+    /// Whether a hit that ends one of the searches ends a task.
+    #[must_use]
+    pub fn ends_early(&self) -> bool {
+        self.ends_early
     }
 
     /// Returns the queries.
     pub fn queries(&self) -> impl Iterator<Item = &Query> {
-        self.0.queries()
+        self.group.queries()
     }
 
-    /// Whether a hit ends one of the searches.
+    /// Whether a hit ends the task.
     fn is_ideal(&self, hit: &Found) -> bool {
-        let owner = self.0.owner(hit.number);
-        let query = owner.and_then(|(place, _)| self.0.queries().nth(place as usize));
+        if !self.ends_early {
+            return false;
+        }
+        let owner = self.group.owner(hit.number);
+        let query = owner.and_then(|(place, _)| self.group.queries().nth(place as usize));
         query.is_some_and(|query| query.is_ideal(hit.distance))
     }
 }
 
 impl fmt::Debug for QuerySet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.queries()).finish()
+        f.debug_set().entries(self.group.queries()).finish()
     }
 }
 
@@ -86,7 +111,8 @@ pub type TaskId = u64;
 /// A fixed set of threads that try the secrets of tasks, one task after another.
 ///
 /// All threads work on the first task, and begin the next one while its last slices are tried. A
-/// task is done early at a hit that ends one of the searches. One that is [stopped](Self::stop) is
+/// task is done early at a hit that ends one of the searches, unless its set is searched
+/// [to the end](QuerySet::to_the_end). One that is [stopped](Self::stop) is
 /// left within one slice, half a millisecond. Dropping the crew joins the threads, which takes as
 /// long; tasks that are not done are never reported.
 pub struct Crew {
@@ -190,7 +216,7 @@ impl Crew {
     pub fn begin(&self, id: TaskId, set: QuerySet, range: Range<Index>, hit_limit: usize) {
         let mut state = self.shared.lock();
         let last = state.tasks.back();
-        if last.is_none_or(|last| !Arc::ptr_eq(&last.set.0, &set.0)) {
+        if last.is_none_or(|last| !Arc::ptr_eq(&last.set.group, &set.group)) {
             state.length = FIRST_SLICE;
         }
         state.tasks.push_back(Task {
@@ -280,7 +306,7 @@ impl Shared {
             let began = (self.clock)();
             hits.clear();
             let scan = AssertUnwindSafe(|| {
-                let matcher = part.set.0.matcher();
+                let matcher = part.set.group.matcher();
                 let (range, limit) = (part.range.clone(), part.hit_limit);
                 self.backend.scan(range, matcher, limit, &mut hits)
             });

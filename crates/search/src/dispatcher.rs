@@ -82,6 +82,12 @@ impl Lease {
         self.group.queries()
     }
 
+    /// Returns the searches that it serves, in the order of their queries.
+    #[must_use]
+    pub fn searches(&self) -> &[SearchId] {
+        self.group.members()
+    }
+
     /// Returns the matcher for all of the queries. The first call for a set of queries plans its
     /// filter.
     #[must_use]
@@ -244,6 +250,14 @@ impl Dispatcher {
         Some(tried.saturating_sub(range.start) as f64 * cost(group.matcher()))
     }
 
+    /// Whether a secret is a hit for one of the searches that a lease serves; false if the lease
+    /// has ended.
+    #[must_use]
+    pub fn is_hit(&self, id: LeaseId, index: Index) -> bool {
+        let leased = self.scheduler.leased(id);
+        leased.is_some_and(|(_, group)| scan_one(group.matcher(), index, &mut Vec::new()))
+    }
+
     /// Ends a lease of which nothing was tried, as far as is known, so that another worker gets the
     /// slice. A lease that has ended before is ignored.
     pub fn give_back(&mut self, id: LeaseId, now: Duration) {
@@ -341,19 +355,22 @@ fn check(
     if !(range.start..=range.end).contains(&tried) {
         return Err(FalseReport::NotLeased { tried });
     }
-    // For single secrets, the last kernel is the fastest: the others hash many side by side.
-    let kernel = Kernel::all().last().unwrap_or_else(Kernel::best);
     let mut found = Vec::new();
     let mut next = range.start;
     for &index in hits {
-        let before = found.len();
-        if (next..tried).contains(&index) {
-            matcher.scan(kernel, index..index + 1, usize::MAX, &mut found);
-        }
-        if found.len() == before {
+        if !(next..tried).contains(&index) || !scan_one(matcher, index, &mut found) {
             return Err(FalseReport::NotAHit { index });
         }
         next = index + 1;
     }
     Ok(found)
+}
+
+/// Tries a single secret, and adds its hits. Returns whether there are any.
+fn scan_one(matcher: &Matcher, index: Index, found: &mut Vec<Found>) -> bool {
+    // For single secrets, the last kernel is the fastest: the others hash many side by side.
+    let kernel = Kernel::all().last().unwrap_or_else(Kernel::best);
+    let before = found.len();
+    matcher.scan(kernel, index..index + 1, usize::MAX, found);
+    found.len() > before
 }

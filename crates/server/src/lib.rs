@@ -46,7 +46,7 @@ mod violation;
 pub use self::{
     server::{Activity, Checked, DrainReport, Server, StartError},
     settings::{
-        ALL_OPEN_CALLS, BudgetStatus, Calls, HostPort, Listen, MAXIMUM_WEIGHT, Searches, Settings,
-        Traces,
+        ALL_OPEN_CALLS, BudgetStatus, Calls, FleetSettings, HostPort, Listen, MAXIMUM_WEIGHT,
+        Searches, Settings, Traces,
     },
 };

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use hashfinder_fleet_nats::{BrokerOptions, Fleet, LeaderSettings};
+use hashfinder_fleet_nats::{Fleet, LeaderSettings};
 use hashfinder_operations::Operations;
 use hashfinder_proto::{
     DESCRIPTORS,
@@ -64,7 +64,7 @@ use crate::{
         longrunning::LongRunning,
         operations::Access,
     },
-    settings::{BudgetStatus, Listen, MAXIMUM_WEIGHT, Settings, Traces},
+    settings::{BudgetStatus, FleetSettings, Listen, MAXIMUM_WEIGHT, Settings, Traces},
     trace,
 };
 
@@ -166,7 +166,7 @@ impl Settings {
         let has_client_certificates = self.tls.as_ref().is_some_and(|tls| tls.clients.is_some());
         let auth = Auth::load(&self.auth, has_client_certificates)?;
         if let Some(fleet) = &self.fleet {
-            fleet.check()?;
+            fleet.broker.check()?;
         }
         let place = self.operations.as_ref().map(|settings| &settings.place);
         match (place, &self.fleet) {
@@ -254,8 +254,8 @@ impl Checked {
         let kernel = settings.searches.kernel.unwrap_or_else(Kernel::best);
         let limits = engine_limits(&settings);
         let engine = engine(&settings, kernel, limits)?;
-        let fleet = match settings.fleet.clone() {
-            Some(options) => Some(join(options, limits).await?),
+        let fleet = match &settings.fleet {
+            Some(fleet) => Some(join(fleet, limits).await?),
             None => None,
         };
         let (counts, connection_counts) = (Counts::default(), transport::Counts::default());
@@ -684,15 +684,16 @@ fn engine_limits(settings: &Settings) -> hashfinder_search::Limits {
 
 /// Joins a fleet. If this server leads, its limits on hashes apply to the whole fleet; the number
 /// of searches is limited by each server.
-async fn join(options: BrokerOptions, limits: hashfinder_search::Limits) -> Result<Fleet> {
+async fn join(fleet: &FleetSettings, limits: hashfinder_search::Limits) -> Result<Fleet> {
     let settings = LeaderSettings {
         limits: hashfinder_search::Limits {
             searches_per_client: usize::MAX,
             ..limits
         },
+        is_untrusted: fleet.is_untrusted,
         ..LeaderSettings::default()
     };
-    Ok(Fleet::join(options, settings).await?)
+    Ok(Fleet::join(fleet.broker.clone(), settings).await?)
 }
 
 /// Returns the services, each with the drain that it needs.

@@ -27,6 +27,15 @@ const OPEN_CALLS_PER_RPC: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 /// watch or list searches. An open call takes about 10 kB.
 const LEAST_OPEN_CALLS: NonZeroUsize = NonZeroUsize::new(1000).unwrap();
 
+/// The fleet of a server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FleetSettings {
+    /// How to connect to its broker.
+    pub broker: BrokerOptions,
+    /// Whether its agents may lie, so that what they report is checked.
+    pub is_untrusted: bool,
+}
+
 /// Settings of a server. By default, the server listens on a free port of the loopback address, and
 /// identifies clients by their IP addresses.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +59,7 @@ pub struct Settings {
     /// Where operations are saved, and their limits. Default: the server saves none.
     pub operations: Option<operations::Settings>,
     /// The fleet that works on its searches. Default: none.
-    pub fleet: Option<BrokerOptions>,
+    pub fleet: Option<FleetSettings>,
     /// Limits of calls before authentication.
     pub calls: Calls,
     /// Limits of connections.

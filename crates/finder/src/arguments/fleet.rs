@@ -29,8 +29,9 @@ pub(crate) struct FleetArguments {
 pub(crate) struct FleetFiles {
     /// File with the broker's credentials
     ///
-    /// A .creds file of NATS, a line with the seed of an NKey, or a line USER:PASSWORD. A password
-    /// is sent only with TLS or to the same machine.
+    /// A file of `fleet nats-config`, a .creds file of NATS, or a line SEED, USER:SEED or
+    /// USER:PASSWORD, where SEED is that of an NKey. A password is sent only with TLS or to the same
+    /// machine.
     #[arg(long, value_name = "PATH", help_heading = "Fleet")]
     fleet_credentials: Option<PathBuf>,
 

@@ -290,12 +290,12 @@ def nkey():
     return encoded(bytes([user_kind]) + key.public_key().public_bytes_raw()), encoded(seed)
 
 
-def rights(user):
+def rights(user, name=""):
     """Returns the rights of a user, as the table in docs/fleet.md has them."""
     text = (HERE.parents[3] / "docs/fleet.md").read_text()
     (row,) = re.findall(rf"^\| {user}.*hf\.POOL.*\|$", text, re.M)
     publish, subscribe = (re.findall("`([^`]*\\.[^`]*)`", cell) for cell in row.split("|")[2:4])
-    rights = json.dumps({"publish": publish, "subscribe": subscribe}).replace("POOL", "default")
+    rights = json.dumps({"publish": publish, "subscribe": subscribe}).replace("POOL", "default").replace("USER", name)
     return f'"permissions": {rights}'
 
 
@@ -307,21 +307,24 @@ def test_credentials_and_tls(tmp_path, processes):
     config.write_text(
         f'tls {{ cert_file: "{certificate}", key_file: "{private_key}" }}\n'
         f'authorization {{ users: [ {{ user: "fleet", password: "let me in", {rights("servers")} }}, '
-        f'{{ nkey: "{public}", {rights("agents")} }} ] }}\n'
+        f'{{ nkey: "{public}", {rights("agents", public)} }}, '
+        f'{{ user: "operator", password: "let me see", {rights("operators")} }} ] }}\n'
     )
     fleet = Fleet(tmp_path / "broker", processes, config=config)
     fleet.url = fleet.url.replace("nats://", "tls://")
-    password, key, wrong = (tmp_path / name for name in ("password", "key", "wrong"))
+    files = (tmp_path / name for name in ("password", "key", "wrong", "operator"))
+    password, key, wrong, operator = files
     password.write_text("fleet:let me in\n")
     key.write_text(seed + "\n")
     wrong.write_text("fleet:let me out\n")
+    operator.write_text("operator:let me see\n")
     trust = ["--fleet-ca", ours.path]
     server = fleet.server("--fleet-credentials", str(password), *trust)
     agent = fleet.agent("--fleet-credentials", str(key), *trust)
     searching = ["doctorwho", "--maximum-hashes", str(BUDGET)]
     server.wait_for("this server leads the fleet")
     deadline = time.monotonic() + TIMEOUT_S
-    while (done := status(fleet, "--fleet-credentials", str(key), *trust)).stdout == "":
+    while (done := status(fleet, "--fleet-credentials", str(operator), *trust)).stdout == "":
         assert time.monotonic() < deadline, done
         time.sleep(0.1)
     before = agent.cpu_s()

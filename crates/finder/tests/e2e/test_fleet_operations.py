@@ -11,7 +11,7 @@ import pytest
 from conftest import HASHFINDER, SIGKILL, SIGTERM, TIMEOUT_S
 from fleet import Fleet
 from test_fleet import rights
-from test_operation_kills import Oracle
+from test_operation_kills import MOST_BUDGET, Oracle
 from test_operations import CODE, DOCTOR, ENDLESS, Client, unpacked
 from test_v1_search import query
 from test_v1_searches import reason_of
@@ -267,10 +267,11 @@ def test_an_old_value_is_searched_on_from(clients, fleet):
     change_bucket(fleet, restore)
     wait_for(lambda: hashes(other, name) > before.hashes)
     other.cancel(name)
-    frontier = progress_of(other, name).frontier
-    expected = [index for index in Oracle("hashfinder", 5).indices if index < frontier]
+    # A fast machine comes further than the oracle.
+    end = min(progress_of(other, name).frontier, MOST_BUDGET)
+    expected = [index for index in Oracle("hashfinder", 5).indices if index < end]
     for client in (leader, other):
-        assert [one.index for one in client.candidates(name)] == expected
+        assert [one.index for one in client.candidates(name) if one.index < end] == expected
 
 
 def test_a_folder_and_a_fleet_cannot_both_save_operations(fleet, tmp_path):
@@ -307,7 +308,7 @@ def test_saving_many_operations_takes_few_writes(v1, fleet):
 def test_agents_cannot_read_operations(v1, tmp_path, processes):
     users = {"servers": "serve", "agents": "search"}
     config = tmp_path / "nats.conf"
-    each = [f'{{ user: "{user}", password: "{key}", {rights(user)} }}' for user, key in users.items()]
+    each = [f'{{ user: "{user}", password: "{key}", {rights(user, user)} }}' for user, key in users.items()]
     config.write_text(f"authorization {{ users: [ {', '.join(each)} ] }}\n")
     fleet = Fleet(tmp_path / "broker", processes, config=config)
     flags = {}
@@ -332,7 +333,7 @@ def test_agents_cannot_read_operations(v1, tmp_path, processes):
             refused.append(str(error).lower())
 
         connection = await nats.connect(
-            fleet.url, user="agents", password="search", error_cb=note, inbox_prefix="_INBOX.agent.me"
+            fleet.url, user="agents", password="search", error_cb=note, inbox_prefix="_INBOX.agent.agents"
         )
         received = []
 
@@ -345,7 +346,7 @@ def test_agents_cannot_read_operations(v1, tmp_path, processes):
         targets = [f"$KV.hfops_default.state.{id}", "hf.default.operation"]
         targets += ["$JS.API.STREAM.MSG.GET.KV_hfops_default", "hf.default.update.x"]
         for target in targets:
-            await connection.publish(target, b"{}", reply="_INBOX.agent.me.1")
+            await connection.publish(target, b"{}", reply="_INBOX.agent.agents.1")
         await connection.flush()
         deadline = time.monotonic() + TIMEOUT_S
         while len(refused) < len(subjects) + len(targets):

@@ -15,7 +15,8 @@ use hashfinder_fleet::{
     LeaderSettings, Orders, RemoteSearch, ServerId, Task, Term, Work,
 };
 use hashfinder_search::{
-    Candidate, Checkpoint, Client, Index, LeaseId, Limits, Outcome, Pacing, Query, TaskId, Tried,
+    Candidate, Checkpoint, Client, Index, Kernel, LeaseId, Limits, Outcome, Pacing, Query, TaskId,
+    Tried,
 };
 
 use crate::{
@@ -181,6 +182,8 @@ enum Place {
 pub(crate) struct World {
     size: Size,
     oracles: &'static [Oracle],
+    /// Whether all leases are audited.
+    is_untrusted: bool,
     rng: Rng,
     now: Duration,
     queue: BinaryHeap<Reverse<(Duration, u64)>>,
@@ -215,14 +218,21 @@ fn machine_of(agent: &AgentId) -> usize {
 }
 
 fn oracle_of(oracles: &[Oracle], query: &Query) -> usize {
-    let mut all = oracles.iter();
-    let name = query.names()[0].as_str();
-    let place = all.position(|oracle| oracle.query.names()[0].as_str() == name);
-    place.expect("every query has an oracle")
+    find_oracle(oracles, query).expect("every query has an oracle")
 }
 
-fn settings(size: Size) -> LeaderSettings {
-    let default = LeaderSettings::default();
+/// Returns the oracle of a query; `None` if the query is a decoy.
+fn find_oracle(oracles: &[Oracle], query: &Query) -> Option<usize> {
+    let mut all = oracles.iter();
+    let name = query.names()[0].as_str();
+    all.position(|oracle| oracle.query.names()[0].as_str() == name)
+}
+
+fn settings(size: Size, is_untrusted: bool) -> LeaderSettings {
+    let default = LeaderSettings {
+        is_untrusted,
+        ..LeaderSettings::default()
+    };
     if size != Size::Small {
         return default;
     }
@@ -276,8 +286,10 @@ impl World {
             hits: BTreeMap::new(),
             waits: Vec::new(),
             leaders: Duration::ZERO,
+            is_untrusted: false,
             rng,
         };
+        world.is_untrusted = size == Size::Small && world.rng.u8(..4) == 0;
         if size == Size::Small && world.rng.u8(..8) == 0 {
             world.latency = 800;
         }
@@ -547,7 +559,7 @@ impl World {
             Size::Large { .. } => rate * (0.8 + 0.4 * self.rng.f64()),
             _ => believed,
         };
-        let id: AgentId = format!("{number}.{boot}").into();
+        let id: AgentId = format!("{number}.machine.{boot}").into();
         let machine = &mut self.machines[number];
         machine.fate = Fate {
             boot,
@@ -575,7 +587,10 @@ impl World {
         while left >= 1.0
             && let Some(Trying { task, tried }) = machine.tasks.front_mut()
         {
-            let is_wanted = |query| now < self.ended[oracle_of(oracles, query)] + SECOND;
+            let is_wanted = |query| {
+                let oracle = find_oracle(oracles, query);
+                oracle.is_some_and(|oracle| now < self.ended[oracle] + SECOND)
+            };
             if task.set.queries().any(is_wanted) {
                 machine.wasting = None;
             } else {
@@ -590,7 +605,9 @@ impl World {
             let end = task.range.end.min(start + left as u64);
             let (reached, hits) = scan(oracles, task, start..end, tried.hits.len());
             for query in task.set.queries() {
-                let oracle = oracle_of(oracles, query);
+                let Some(oracle) = find_oracle(oracles, query) else {
+                    continue;
+                };
                 self.tried[oracle].add(start..reached);
                 for index in &hits {
                     self.hits.entry((oracle, *index)).or_default().push(now);
@@ -782,9 +799,14 @@ impl World {
         let leader = self.leader(place);
         let term = leader.term();
         let news = leader.take_updates(now);
+        let banned = leader.take_banned();
         let notices = leader.take_notices();
         for (server, call, told) in news {
             self.say(place, &server, &call, told);
+        }
+        for ban in banned {
+            let machine = &self.machines[machine_of(&ban.agent)];
+            assert!(machine.is_liar, "{ban:?}");
         }
         let from = End::Server(place);
         for (agent, leases) in notices {
@@ -905,12 +927,14 @@ impl World {
     }
 
     fn leads_on(&mut self, place: usize) {
-        let server = &mut self.servers[place];
+        let server = &self.servers[place];
         let term = server.election.term();
         if server.leader.as_ref().map(Leader::term) == term {
             return;
         }
-        server.leader = term.map(|term| Leader::new(term, settings(self.size)));
+        let (settings, seed) = (settings(self.size, self.is_untrusted), self.rng.u8(..));
+        let server = &mut self.servers[place];
+        server.leader = term.map(|term| Leader::new(term, settings, [seed; 32]));
         if let Some(term) = term {
             for to in 0..self.machines.len() {
                 self.send(End::Server(place), &Event::Term(to, term));
@@ -1238,21 +1262,31 @@ impl World {
 /// Returns one past the last index that an agent tries, and the indices of the hits that it finds.
 /// It has found some of the lease before.
 fn scan(oracles: &[Oracle], task: &Task, range: Range<Index>, found: usize) -> (Index, Vec<Index>) {
-    let hits = task.set.queries().flat_map(|query| {
-        let hits = oracles[oracle_of(oracles, query)]
-            .hits(range.clone())
-            .iter();
-        hits.map(|hit| hit.index)
-    });
-    let mut hits: Vec<Index> = hits.collect();
+    let mut hits: Vec<Index> = Vec::new();
+    for query in task.set.queries() {
+        if let Some(oracle) = find_oracle(oracles, query) {
+            let of_query = oracles[oracle].hits(range.clone()).iter();
+            hits.extend(of_query.map(|hit| hit.index));
+        } else {
+            let mut found = Vec::new();
+            let matcher = query.matcher();
+            matcher.scan(Kernel::best(), range.clone(), usize::MAX, &mut found);
+            hits.extend(found.iter().map(|found| found.index));
+        }
+    }
     hits.sort_unstable();
     hits.dedup();
     // A hit that ends a search ends the lease.
-    let ideal = task.set.queries().filter_map(|query| {
-        let oracle = &oracles[oracle_of(oracles, query)];
-        let mut hits = oracle.hits(range.clone()).iter();
-        hits.find(|hit| oracle.is_ideal(hit)).map(|hit| hit.index)
-    });
+    let ends_early = task.set.ends_early();
+    let ideal = task
+        .set
+        .queries()
+        .filter(|_| ends_early)
+        .filter_map(|query| {
+            let oracle = &oracles[oracle_of(oracles, query)];
+            let mut hits = oracle.hits(range.clone()).iter();
+            hits.find(|hit| oracle.is_ideal(hit)).map(|hit| hit.index)
+        });
     if let Some(ideal) = ideal.min() {
         hits.retain(|hit| *hit <= ideal);
         if hits.len() + found < task.hit_limit {

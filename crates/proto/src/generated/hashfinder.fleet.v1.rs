@@ -61,7 +61,7 @@ pub struct Beat {
 /// A message of an agent to the leader.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Work {
-    /// Version of this protocol that the agent speaks. This is version 1.
+    /// The latest version of this protocol that the agent speaks. This is version 2.
     #[prost(uint32, tag = "1")]
     pub protocol: u32,
     /// The agent.
@@ -94,6 +94,12 @@ pub struct Work {
     /// Its version of hashfinder, for people.
     #[prost(string, tag = "11")]
     pub version: ::prost::alloc::string::String,
+    /// The earliest version of this protocol that the agent speaks. 0: only the latest.
+    #[prost(uint32, tag = "12")]
+    pub oldest_protocol: u32,
+    /// What it can do beyond its protocol.
+    #[prost(string, repeated, tag = "13")]
+    pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// What an agent has tried of a lease, which is over.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -135,6 +141,9 @@ pub struct Orders {
     /// Why the agent gets no leases, if it should not expect any.
     #[prost(string, tag = "6")]
     pub rejected: ::prost::alloc::string::String,
+    /// Whether the agent should return its leases and end.
+    #[prost(bool, tag = "7")]
+    pub ends: bool,
 }
 /// Queries whose names are searched for together.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -145,6 +154,9 @@ pub struct QuerySet {
     /// Each query, as a cursor.
     #[prost(string, repeated, tag = "2")]
     pub queries: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Whether a hit that ends one of the searches does not end a lease.
+    #[prost(bool, tag = "3")]
+    pub to_the_end: bool,
 }
 /// Secrets for one agent to try.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -299,6 +311,9 @@ pub struct Status {
     /// The agents whose messages have arrived in the last minute, or the first 4,096 of them.
     #[prost(message, repeated, tag = "3")]
     pub agents: ::prost::alloc::vec::Vec<Agent>,
+    /// The bans.
+    #[prost(message, repeated, tag = "4")]
+    pub bans: ::prost::alloc::vec::Vec<Ban>,
 }
 /// An agent, as the leader knows it.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -327,6 +342,60 @@ pub struct Agent {
     /// Whether it still gets leases.
     #[prost(bool, tag = "8")]
     pub is_trusted: bool,
+    /// Whether it is banned.
+    #[prost(bool, tag = "9")]
+    pub is_banned: bool,
+}
+/// Agents that get no leases.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ban {
+    /// The ID of an agent, or its first parts.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Why, for people.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// When it was banned.
+    #[prost(message, optional, tag = "3")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Value of the key with all bans.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Bans {
+    /// The bans, by name.
+    #[prost(message, repeated, tag = "1")]
+    pub bans: ::prost::alloc::vec::Vec<Ban>,
+}
+/// An order of an operator to the leader.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Manage {
+    #[prost(oneof = "manage::Action", tags = "1, 2, 3")]
+    pub action: ::core::option::Option<manage::Action>,
+}
+/// Nested message and enum types in `Manage`.
+pub mod manage {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Action {
+        /// Agents that should return their leases and end: an ID, or its first parts.
+        #[prost(string, tag = "1")]
+        Drain(::prost::alloc::string::String),
+        /// A new ban.
+        #[prost(message, tag = "2")]
+        Ban(super::Ban),
+        /// The name of a ban that should end.
+        #[prost(string, tag = "3")]
+        Unban(::prost::alloc::string::String),
+    }
+}
+/// The leader's answer to an operator.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Managed {
+    /// Number of agents that the order concerns now, or of bans that have ended.
+    #[prost(uint32, tag = "1")]
+    pub count: u32,
+    /// Why the order was not carried out; empty if it was.
+    #[prost(string, tag = "2")]
+    pub error: ::prost::alloc::string::String,
 }
 /// State of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

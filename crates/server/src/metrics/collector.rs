@@ -288,6 +288,11 @@ impl Page<'_> {
             fleet.leases,
         )?;
         self.gauge(
+            "fleet_bans",
+            "Bans of agents, if the server leads its fleet; otherwise 0.",
+            fleet.bans,
+        )?;
+        self.gauge(
             "fleet_searches",
             "Searches of the server that its fleet works on.",
             fleet.calls,

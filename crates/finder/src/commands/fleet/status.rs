@@ -7,10 +7,12 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
-use hashfinder_fleet_nats::{Broker, FleetStatus, Listed, status};
+use hashfinder_fleet_nats::{Ban, FleetStatus, Listed, status};
+use jiff::Timestamp;
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::connection::connect;
 use crate::{
     arguments::FleetArguments,
     commands::searches::rows::in_table,
@@ -30,8 +32,8 @@ const UPDATED_EVERY: Duration = Duration::from_secs(1);
 ///
 /// On a terminal, the table is updated each second until ctrl-C. Otherwise it is printed once, with
 /// a line for each agent and columns separated by tabs: the agent, its state (working, idle,
-/// draining, silent or distrusted), hashes per second, leases, seconds since its last message,
-/// false reports, and its version.
+/// draining, silent, distrusted or banned), hashes per second, leases, seconds since its last
+/// message, false reports, and its version.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -69,13 +71,9 @@ pub(super) async fn run(arguments: StatusArguments) -> Result<Exit> {
 
 /// Prints the state of the fleet, once or each second. Dropping the future closes the connection.
 async fn show_status(arguments: StatusArguments, is_live: bool, live: &mut Live) -> Result<Exit> {
-    let broker = match Broker::connect(&arguments.fleet.options(), "status").await {
+    let broker = match connect(arguments.fleet).await? {
         Ok(broker) => broker,
-        Err(wrong) if wrong.is_usage() => {
-            say(wrong);
-            return Ok(Exit::Usage);
-        }
-        Err(error) => return Err(error.into()),
+        Err(exit) => return Ok(exit),
     };
     let mut ticks = interval(UPDATED_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -103,8 +101,10 @@ async fn show_status(arguments: StatusArguments, is_live: bool, live: &mut Live)
 }
 
 /// Returns what an agent does.
-fn state(agent: &Listed) -> &'static str {
-    if !agent.is_trusted {
+pub(super) fn state(agent: &Listed) -> &'static str {
+    if agent.is_banned {
+        "banned"
+    } else if !agent.is_trusted {
         "distrusted"
     } else if agent.silent_for >= hashfinder_fleet_nats::SILENT_AFTER {
         "silent"
@@ -135,8 +135,14 @@ fn as_json(status: &FleetStatus) -> String {
         "hashes_per_second": status.leader.rate.round(),
         "searches": status.calls,
         "agents": agents.collect::<Vec<_>>(),
+        "bans": status.bans.iter().map(ban_as_json).collect::<Vec<_>>(),
     });
     terminal::json(&object) + "\n"
+}
+
+fn ban_as_json(ban: &Ban) -> serde_json::Value {
+    let since = Timestamp::try_from(ban.since).unwrap_or_default();
+    json!({"name": ban.name, "reason": ban.reason, "since": since.to_string()})
 }
 
 fn tabs(status: &FleetStatus) -> String {
@@ -224,6 +230,7 @@ mod tests {
             silent_for: Duration::ZERO,
             is_draining: false,
             false_reports: 0,
+            is_banned: false,
             is_trusted: true,
         };
         let status = |agents: usize| FleetStatus {
@@ -236,6 +243,7 @@ mod tests {
             },
             calls: 1,
             agents: (0..agents).map(agent).collect(),
+            bans: Vec::new(),
         };
         for (agents, height, lines, last) in [
             (0, 24, 2, "0 agents get leases, 1.0 MH/s together"),

@@ -16,7 +16,9 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use hashfinder_fleet_nats::BrokerAddress;
 use hashfinder_search::Kernel;
-use hashfinder_server::{HostPort, Listen, MAXIMUM_WEIGHT, Searches, Settings, log, operations};
+use hashfinder_server::{
+    FleetSettings, HostPort, Listen, MAXIMUM_WEIGHT, Searches, Settings, log, operations,
+};
 use hashfinder_transport::ClientName;
 
 pub(crate) use self::limits::LimitsArguments;
@@ -173,6 +175,13 @@ pub(crate) struct ServeArguments {
     #[command(flatten)]
     fleet_files: FleetFiles,
 
+    /// Check what agents report, because they may lie
+    ///
+    /// Use it for agents that other people run. Searches become somewhat slower. Give it to all
+    /// servers of a fleet, or to none.
+    #[arg(long, help_heading = FLEET, requires = "fleet")]
+    fleet_untrusted: bool,
+
     /// Number of threads that search [default: one for each core]
     #[arg(long, value_name = "N", value_parser = threads, help_heading = SEARCHES)]
     workers: Option<NonZeroUsize>,
@@ -238,7 +247,10 @@ impl ServeArguments {
             auth: self.auth.settings(self.listen_unprotected),
             operators: self.operators,
             operations: operations.map(|place| limits.operations(place)),
-            fleet: self.fleet.map(|at| self.fleet_files.options(at)),
+            fleet: self.fleet.map(|at| FleetSettings {
+                broker: self.fleet_files.options(at),
+                is_untrusted: self.fleet_untrusted,
+            }),
             traces: self.traces.settings(limits.otlp_sampling),
             calls: limits.calls(self.behind_proxy),
             connections: limits.connections(self.behind_proxy),

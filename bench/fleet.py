@@ -108,7 +108,7 @@ class Fleet:
         url = f"http://127.0.0.1:{self.monitors[0]}/connz"
         with urllib.request.urlopen(url) as page:
             connections = json.load(page)["connections"]
-        agents = [one for one in connections if one.get("name", "").startswith("agent-")]
+        agents = [one for one in connections if one.get("name", "").startswith("agent.")]
         assert len(agents) == len(self.agents)
         return sum(one["in_msgs"] + one["out_msgs"] for one in agents)
 

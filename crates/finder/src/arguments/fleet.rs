@@ -30,7 +30,7 @@ pub(crate) struct FleetFiles {
     /// File with the broker's credentials
     ///
     /// A file of `fleet nats-config`, a .creds file of NATS, or a line SEED, USER:SEED or
-    /// USER:PASSWORD, where SEED is that of an NKey. A password is sent only with TLS or to the same
+    /// USER:PASSWORD, where SEED is that of an NKey. A password is sent only with TLS or to this
     /// machine.
     #[arg(long, value_name = "PATH", help_heading = "Fleet")]
     fleet_credentials: Option<PathBuf>,

@@ -1,7 +1,8 @@
 """Measures a fleet on this machine: its rate beside one process, how soon a cancelled search frees
 the agents, how many messages it costs, how soon another server leads, and how much is repeated.
+Then the shares of clients, beside one with many operations, and what these cost.
 
-Usage: fleet.py PROGRAM BROKER SECONDS CANCELS. Prints lines `NAME: VALUE`. Everything runs on the
+Usage: fleet.py PROGRAM BROKER SECONDS CANCELS OPERATIONS. Prints lines `NAME: VALUE`. Everything runs on the
 loopback.
 """
 
@@ -23,7 +24,7 @@ import time
 import urllib.request
 
 PROGRAM, BROKER = sys.argv[1:3]
-SECONDS, CANCELS = float(sys.argv[3]), int(sys.argv[4])
+SECONDS, CANCELS, OPERATIONS = float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 HARD = "hashfinderhashfinder"
 
 
@@ -58,7 +59,7 @@ class Process:
 
 
 class Fleet:
-    def __init__(self, folder, servers=1, agents=2, brokers=1):
+    def __init__(self, folder, servers=1, agents=2, brokers=1, flags=()):
         self.folder, self.processes = folder, []
         ports = [free_port() for _ in range(brokers)]
         routes = [free_port() for _ in range(brokers)]
@@ -81,14 +82,14 @@ class Fleet:
         self.servers, self.metrics = [], [free_port() for _ in range(servers)]
         for port, metrics in zip(self.ports, self.metrics):
             at = ["--port", str(port), "--metrics-address", f"127.0.0.1:{metrics}"]
-            flags = ["--workers", "1", "--fleet", self.url]
-            self.servers.append(self.start("server", PROGRAM, "serve", *at, *flags))
+            at += ["--workers", "1", "--fleet", self.url, *flags]
+            self.servers.append(self.start("server", PROGRAM, "serve", *at))
             self.servers[-1].wait_for("listening on")
         environment = {"HASHFINDER_LOG": "info,hashfinder_fleet_nats=debug"}
         self.agents = []
         for _ in range(agents):
-            flags = ["--threads", "1", "--fleet", self.url]
-            self.agents.append(self.start("agent", PROGRAM, "agent", *flags, env=environment))
+            at = ["--threads", "1", "--fleet", self.url]
+            self.agents.append(self.start("agent", PROGRAM, "agent", *at, env=environment))
         for agent in self.agents:
             agent.wait_for("following the leader")
         deadline = time.monotonic() + 60
@@ -122,9 +123,19 @@ class Fleet:
         url = f"http://127.0.0.1:{self.monitors[0]}/jsz?streams=1"
         with urllib.request.urlopen(url) as page:
             (account,) = json.load(page)["account_details"]
-        (stream,) = account["stream_detail"]
+        streams = account["stream_detail"]
+        (stream,) = [one for one in streams if one["name"] == "KV_hf_default"]
         ports = [int(port) for port in re.findall(r"127.0.0.1:(\d+)", self.url)]
         return self.brokers[ports.index(int(stream["cluster"]["leader"][1:]))]
+
+    def writes(self):
+        """Returns how often the operations' bucket was written."""
+        url = f"http://127.0.0.1:{self.monitors[0]}/jsz?streams=1"
+        with urllib.request.urlopen(url) as page:
+            (account,) = json.load(page)["account_details"]
+        streams = account["stream_detail"]
+        (stream,) = [one for one in streams if one["name"] == "KV_hfops_default"]
+        return stream["state"]["last_seq"]
 
     def metric(self, name, server=0):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics[server]}/metrics") as page:
@@ -332,11 +343,60 @@ def failover(folder, brokers):
     print(f"repeated{what}: {max(0, repeated)}")
 
 
+def shares(folder):
+    """Nine clients with an operation each, beside one with many. None of them finds anything."""
+    keys = pathlib.Path(folder) / "keys.toml"
+    clients = []
+    for number in range(10):
+        command = [PROGRAM, "keys", "create", "--file", keys]
+        made = subprocess.run(command, capture_output=True, text=True, check=True)
+        clients.append(pathlib.Path(folder) / f"{number}.key")
+        clients[-1].write_text(made.stdout.split()[-1] + "\n")
+    config = pathlib.Path(folder) / "config.toml"
+    limits = ["running", "saved"]
+    lines = [f"maximum-{kind}-operations-per-client = {OPERATIONS + 9}" for kind in limits]
+    config.write_text("\n".join(["[serve.limits]", "maximum-streams-per-second = 1000000", *lines]))
+    places = ["--maximum-concurrent-rpcs", str(2 * OPERATIONS + 100)]
+    fleet = Fleet(folder, flags=["--api-keys", keys, "--config", config, *places])
+    at = ["--server", f"127.0.0.1:{fleet.ports[0]}", "--credential-file"]
+
+    def start(client, number):
+        # Each has other secrets, so that they share nothing.
+        own = ["--secret-prefix", f"{number}.", "--detach", "--quiet"]
+        subprocess.run([PROGRAM, "find", HARD, *own, *at, client], check=True, capture_output=True)
+
+    def hashes():
+        totals = []
+        for client in clients:
+            command = [PROGRAM, "operations", "list", "--json", *at, client]
+            listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            totals.append(sum(json.loads(line)["hashes"] for line in listed.splitlines()))
+        return totals
+
+    for number in range(OPERATIONS):
+        start(clients[0], number)
+    time.sleep(5)
+    before, written, began = cpu_s(fleet.servers[0]), fleet.writes(), time.monotonic()
+    time.sleep(SECONDS)
+    took = time.monotonic() - began
+    print(f"leader cores: {(cpu_s(fleet.servers[0]) - before) / took}")
+    print(f"writes: {(fleet.writes() - written) / took}")
+    for number, client in enumerate(clients[1:]):
+        start(client, OPERATIONS + number)
+    time.sleep(5)
+    before = hashes()
+    time.sleep(SECONDS)
+    spent = [after - first for after, first in zip(hashes(), before)]
+    fleet.end()
+    print(f"least share: {min(spent[1:]) * len(spent) / sum(spent)}")
+
+
 with tempfile.TemporaryDirectory() as folder:
     one_query(folder)
     many_queries(folder)
     cancels(folder, 48)
     cancels(folder, 498)
+    shares(folder)
     failover(folder, brokers=1)
     if SECONDS > 10:
         failover(folder, brokers=3)

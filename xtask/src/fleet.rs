@@ -179,10 +179,13 @@ const FIRST: &str = "s from the kill of the leader to new leases";
 const REPEATED: &str = "s of both agents' work repeated after it";
 const FIRST_CLUSTER: &str =
     "s from the kill of the leader and of its stream's leader, of three brokers, to new leases";
+const LEADER: &str = "cores of the leader, 1,000 operations";
+const WRITES: &str = "writes a second at the broker, 1,000 operations that find nothing";
+const SHARE: &str = "least share of nine clients beside one with 1,000 operations, of a tenth";
 const REPEATED_CLUSTER: &str = "s of both agents' work repeated after that";
 
 /// Goals, by the name of the figure.
-const GOALS: [(&str, Goal); 9] = [
+const GOALS: [(&str, Goal); 12] = [
     (ONE, Goal::AtLeast(0.97)),
     (MANY, Goal::AtLeast(0.9)),
     (MESSAGES, Goal::AtMost(2.0)),
@@ -192,6 +195,9 @@ const GOALS: [(&str, Goal); 9] = [
     (REPEATED, Goal::AtMost(10.0)),
     (FIRST_CLUSTER, Goal::AtMost(10.0)),
     (REPEATED_CLUSTER, Goal::AtMost(10.0)),
+    (SHARE, Goal::AtLeast(0.95)),
+    (LEADER, Goal::AtMost(0.25)),
+    (WRITES, Goal::AtMost(2.0)),
 ];
 
 /// Measures a fleet on this machine, prints the table, and writes it to `bench/RESULTS.md`.
@@ -202,10 +208,10 @@ pub(crate) fn bench(form: Form) -> Result<()> {
         .join("bin/nats-server");
     let mut samples = Samples::default();
     let (rounds, program, size) = match form {
-        Form::Short => (1, "debug/hashfinder", ["2", "3"]),
+        Form::Short => (1, "debug/hashfinder", ["2", "3", "20"]),
         Form::Long => {
             step("the program", &mut cargo("build --release"))?;
-            (ROUNDS, "release/hashfinder", ["60", "100"])
+            (ROUNDS, "release/hashfinder", ["60", "100", "1000"])
         }
     };
     for _ in 0..rounds {
@@ -226,6 +232,9 @@ pub(crate) fn bench(form: Form) -> Result<()> {
                 "cancel p99 498" => CANCEL_498,
                 "cancel p50 48" => "ms, the same, median, 48 idle connections",
                 "cancel p50 498" => "ms, the same, median, 498 idle connections",
+                "least share" => SHARE,
+                "leader cores" => LEADER,
+                "writes" => WRITES,
                 "first lease" => FIRST,
                 "repeated" => REPEATED,
                 "first lease, with its stream's leader" => FIRST_CLUSTER,

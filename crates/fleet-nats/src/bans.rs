@@ -9,7 +9,7 @@ use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use hashfinder_proto::fleet::v1 as pb;
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use crate::{
@@ -24,6 +24,13 @@ const NAME: &str = "bans";
 
 /// Maximum number of bans: they have to fit into a message.
 pub(crate) const MOST_BANS: usize = 512;
+
+/// Maximum number of bans with which agents are still banned because of what they did. There is
+/// always room for those of operators.
+pub(crate) const MOST_AUTOMATIC_BANS: usize = 448;
+
+/// Time between two checks whether the broker still has the bans.
+const CHECK_EVERY: Duration = Duration::from_secs(30);
 
 /// Maximum length of the name and of the reason of a ban, in bytes.
 pub(crate) const MOST_TEXT: usize = 150;
@@ -48,7 +55,8 @@ pub(crate) struct Save {
 pub(crate) async fn open(broker: &Broker, key: &Key) -> Result<(Vec<pb::Ban>, Saver), String> {
     let (revision, bans) = read(key).await?;
     let (saver, to_save) = unbounded_channel();
-    tokio::spawn(save_all(broker.clone(), key.clone(), revision, to_save));
+    let saving = save_all(broker.clone(), key.clone(), revision, bans.clone(), to_save);
+    tokio::spawn(saving);
     Ok((bans, saver))
 }
 
@@ -62,7 +70,11 @@ async fn read(key: &Key) -> Result<(u64, Vec<pb::Ban>), String> {
         }
         Ok(message) => {
             let bans: Result<pb::Bans, Invalid> = wire::decode(&message.payload);
-            let bans = bans.map_err(|error| format!("the bans cannot be read: {error}"))?;
+            let bans = bans.map_err(|error| {
+                format!(
+                    "the bans cannot be read; remove the value of {subject} to end all: {error}"
+                )
+            })?;
             Ok((message.sequence, bans.bans))
         }
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
@@ -72,19 +84,44 @@ async fn read(key: &Key) -> Result<(u64, Vec<pb::Ban>), String> {
     }
 }
 
+/// What is saved.
+struct Saved {
+    key: Key,
+    revision: u64,
+    bans: Vec<pb::Ban>,
+    /// Bans of an earlier leader, which were written after this one has begun. They are kept for
+    /// the next leader.
+    others: Vec<pb::Ban>,
+}
+
 async fn save_all(
     broker: Broker,
     key: Key,
-    mut revision: u64,
+    revision: u64,
+    bans: Vec<pb::Ban>,
     mut to_save: UnboundedReceiver<Save>,
 ) {
-    while let Some(Save { bans, reply }) = to_save.recv().await {
-        let saved = save(&key, &mut revision, bans).await;
-        if let Err(why) = &saved {
+    let mut saved = Saved {
+        key,
+        revision,
+        bans,
+        others: Vec::new(),
+    };
+    loop {
+        let Ok(received) = timeout(CHECK_EVERY, to_save.recv()).await else {
+            saved.check().await;
+            continue;
+        };
+        let Some(Save { bans, reply }) = received else {
+            return;
+        };
+        saved.bans = bans;
+        let done = saved.write().await;
+        if let Err(why) = &done {
             tracing::error!("the bans are not saved; the next leader will not know them: {why}");
         }
         if let Some((to, mut answer)) = reply {
-            if let Err(why) = saved {
+            if let Err(why) = done {
                 answer.error = format!(
                     "done, but only until another server leads: the broker did not save it: {why}"
                 );
@@ -94,31 +131,49 @@ async fn save_all(
     }
 }
 
-async fn save(key: &Key, revision: &mut u64, mut bans: Vec<pb::Ban>) -> Result<(), String> {
-    let mut attempt = 0;
-    loop {
-        let value = wire::encode(&pb::Bans { bans: bans.clone() });
-        let why = match key.store().update(NAME, value, *revision).await {
-            Ok(written) => {
-                *revision = written;
-                return Ok(());
-            }
-            Err(error) => error.to_string(),
+impl Saved {
+    /// Writes the bans again if the broker has lost them.
+    async fn check(&mut self) {
+        let Ok((latest, _)) = read(&self.key).await else {
+            return;
         };
-        attempt += 1;
-        if attempt == ATTEMPTS {
-            return Err(why);
+        if latest != self.revision && !self.bans.is_empty() {
+            // What fails now is tried again at the next check.
+            let _ = self.write().await;
         }
-        sleep(PAUSE).await;
-        // This write, or one of an earlier leader that was late, may have changed the value. A ban
-        // is never lost by that; one that was ended may come back.
-        if let Ok((latest, others)) = read(key).await
-            && latest != *revision
-        {
-            *revision = latest;
-            let is_new = |other: &pb::Ban| bans.iter().all(|ban| ban.name != other.name);
-            let new: Vec<pb::Ban> = others.into_iter().filter(is_new).collect();
-            bans.extend(new);
+    }
+
+    async fn write(&mut self) -> Result<(), String> {
+        let mut attempt = 0;
+        loop {
+            let is_other = |other: &&pb::Ban| self.bans.iter().all(|ban| ban.name != other.name);
+            let others = self.others.iter().filter(is_other);
+            let bans = self.bans.iter().chain(others).take(MOST_BANS).cloned();
+            let value = wire::encode(&pb::Bans {
+                bans: bans.collect(),
+            });
+            let written = self.key.store().update(NAME, value, self.revision).await;
+            let why = match written {
+                Ok(revision) => {
+                    self.revision = revision;
+                    return Ok(());
+                }
+                Err(error) => error.to_string(),
+            };
+            attempt += 1;
+            if attempt == ATTEMPTS {
+                return Err(why);
+            }
+            sleep(PAUSE).await;
+            // This write, or one of an earlier leader that was late, may have changed the value, or
+            // the broker has lost it. A ban is never lost by that; one that was ended may come
+            // back.
+            if let Ok((latest, others)) = read(&self.key).await
+                && latest != self.revision
+            {
+                self.revision = latest;
+                self.others.extend(others);
+            }
         }
     }
 }

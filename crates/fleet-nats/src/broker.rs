@@ -208,8 +208,13 @@ impl BrokerOptions {
 
     /// Returns the identity of an agent with these credentials.
     pub(crate) fn identity(&self) -> Result<Identity, ConnectError> {
-        let credentials = self.read_credentials()?;
-        Ok(credentials.map_or_else(Identity::anyone, |credentials| credentials.identity))
+        let (Some(credentials), Some(path)) = (self.read_credentials()?, &self.credentials) else {
+            return Ok(Identity::anyone());
+        };
+        credentials.identity().map_err(|why| ConnectError::File {
+            path: path.clone(),
+            why,
+        })
     }
 
     /// Adds the credentials, and the certificate authorities.

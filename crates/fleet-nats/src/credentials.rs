@@ -3,6 +3,7 @@
 use std::{fmt, io, sync::Arc};
 
 use async_nats::ConnectOptions;
+use hashfinder_fleet::ANYONE;
 use nkeys::{KeyPair, KeyPairType};
 
 /// Maximum length of an identity. The public key of an NKey has 56 characters.
@@ -16,7 +17,7 @@ pub(crate) struct Identity(Arc<str>);
 impl Identity {
     /// Returns the identity of all agents without credentials.
     pub(crate) fn anyone() -> Identity {
-        Identity("anyone".into())
+        Identity(ANYONE.into())
     }
 
     fn new(name: &str) -> Option<Identity> {
@@ -39,7 +40,7 @@ pub fn is_name(text: &str) -> bool {
 
 /// The contents of a file with credentials.
 pub(crate) struct Credentials {
-    pub(crate) identity: Identity,
+    identity: Option<Identity>,
     secret: Secret,
 }
 
@@ -62,8 +63,9 @@ impl Credentials {
             let seed = text.lines().map(str::trim).find(|line| is_seed(line));
             let identity = seed.and_then(public_key);
             return Ok(Credentials {
-                identity: identity
-                    .ok_or("not a NATS credentials file: it has no seed of a user")?,
+                identity: Some(
+                    identity.ok_or("not a NATS credentials file: it has no seed of a user")?,
+                ),
                 secret: Secret::File(text.to_owned()),
             });
         }
@@ -79,14 +81,13 @@ impl Credentials {
             let seed = Some(line).filter(|line| is_seed(line));
             let identity = seed.and_then(public_key).ok_or_else(expected)?;
             let secret = Secret::Seed(line.to_owned());
+            let identity = Some(identity);
             return Ok(Credentials { identity, secret });
         };
-        let identity = Identity::new(user).ok_or_else(|| {
-            format!(
-                "the user's name may have letters, digits, - and _, at most {LONGEST_IDENTITY} of \
-                 them"
-            )
-        })?;
+        if user.is_empty() {
+            return Err(expected().to_owned());
+        }
+        let identity = Identity::new(user);
         let secret = if is_seed(secret) {
             Secret::Seed(secret.to_owned())
         } else {
@@ -96,6 +97,16 @@ impl Credentials {
             }
         };
         Ok(Credentials { identity, secret })
+    }
+
+    /// Returns who an agent with these credentials is.
+    pub(crate) fn identity(&self) -> Result<Identity, String> {
+        self.identity.clone().ok_or_else(|| {
+            format!(
+                "the name of an agent's user may have letters, digits, - and _, at most \
+                 {LONGEST_IDENTITY} of them"
+            )
+        })
     }
 
     /// Whether the broker gets a password.
@@ -144,19 +155,22 @@ mod tests {
             (format!("node:{account}"), Ok("node"), true),
             (account.clone(), Err("expected SEED"), false),
             (jwt.to_owned(), Err("no seed"), false),
-            ("a.b:secret".to_owned(), Err("user's name"), false),
-            (":secret".to_owned(), Err("user's name"), false),
+            ("a.b:secret".to_owned(), Err("agent's user"), true),
+            (":secret".to_owned(), Err("expected SEED"), false),
             ("secret".to_owned(), Err("expected SEED"), false),
             ("a:b\nc:d".to_owned(), Err("one line"), false),
             (String::new(), Err("expected SEED"), false),
         ] {
-            match (Credentials::parse(text.as_bytes()), identity) {
-                (Ok(read), Ok(identity)) => {
-                    assert_eq!(read.identity.to_string(), identity);
-                    assert_eq!(read.is_password(), is_password, "{text}");
-                }
+            let read = Credentials::parse(text.as_bytes());
+            let shown = read.as_ref().map_err(Clone::clone);
+            let shown = shown.and_then(Credentials::identity);
+            match (shown, identity) {
+                (Ok(shown), Ok(identity)) => assert_eq!(shown.to_string(), identity),
                 (Err(why), Err(part)) => assert!(why.contains(part), "{text}: {why}"),
-                (read, _) => panic!("{text}: {:?}", read.map(|read| read.identity)),
+                (shown, _) => panic!("{text}: {shown:?}"),
+            }
+            if let Ok(read) = read {
+                assert_eq!(read.is_password(), is_password, "{text}");
             }
         }
     }

@@ -10,7 +10,7 @@ use hashfinder_fleet::{
 use hashfinder_proto::fleet::v1 as pb;
 
 use crate::{
-    bans::{self, MOST_BANS, Save},
+    bans::{self, MOST_AUTOMATIC_BANS, MOST_BANS, Save},
     broker::INBOX,
     warnings::Warnings,
     wire::{self, Answer},
@@ -32,6 +32,8 @@ pub(crate) struct Leading {
     outgoing: Vec<Outgoing>,
     warnings: Warnings,
     bans: Vec<pb::Ban>,
+    /// Number of agents that were banned because of what they did.
+    banned: u64,
 }
 
 /// A message of the leader.
@@ -86,6 +88,7 @@ impl Leading {
             outgoing: Vec::new(),
             warnings: Warnings::default(),
             bans,
+            banned: 0,
         }
     }
 
@@ -119,6 +122,18 @@ impl Leading {
     /// Recalls all leases and deals no more, because another server is about to lead.
     pub(crate) fn close(&mut self, now: Duration) {
         self.leader.close(now);
+    }
+
+    /// Tells all servers what became of their calls, before another server leads.
+    pub(crate) fn tell_all(&mut self) {
+        for (server, call, update) in self.leader.all_updates() {
+            self.answer(&server, call, Answer::Update(update));
+        }
+    }
+
+    /// Returns the number of agents that were banned because of what they did.
+    pub(crate) fn banned(&self) -> u64 {
+        self.banned
     }
 
     /// Returns the leader's beat.
@@ -206,7 +221,8 @@ impl Leading {
         let work = wire::read_work(work)?;
         let user = agent.split('.').next().unwrap_or_default();
         let reply = message.reply_to(&format!("{AGENTS}{user}."));
-        let (Some(reply), true) = (reply, *work.agent == *agent) else {
+        let is_agent = *work.agent == *agent && bans::is_name(agent);
+        let (Some(reply), true) = (reply, is_agent) else {
             return Err(wire::invalid("its agent is not the one of its subjects"));
         };
         let orders = self.leader.work(&work, election.may_deal(now), now);
@@ -218,10 +234,16 @@ impl Leading {
         } in self.leader.take_banned()
         {
             tracing::error!(%agent, %name, "the fleet has banned an agent: {reason}");
+            self.banned += 1;
             self.bans.retain(|ban| *ban.name != *name);
-            if self.bans.len() < MOST_BANS {
+            if self.bans.len() < MOST_AUTOMATIC_BANS {
                 self.bans.push(bans::new(&name, &reason));
                 self.save(None);
+            } else {
+                tracing::error!(
+                    %name,
+                    "too many bans: this one ends when another server leads; end some of them"
+                );
             }
         }
         for agent in self.leader.take_distrusted() {
@@ -508,12 +530,12 @@ mod tests {
                     0..5 => {
                         let mut work = work(&mut rng, term, sequence);
                         // One that has lied too often gets no leases.
-                        work.agent = format!("agent.a{}", sequence / 10);
+                        work.agent = format!("agent.a.{}", sequence / 10);
                         let kind = format!("{term}.work.{}", work.agent);
                         (kind, work.encode_to_vec())
                     }
                     5 if rng.bool() => {
-                        let name = format!("agent.a{}", rng.u64(..50));
+                        let name = format!("agent.a.{}", rng.u64(..50));
                         let ban = pb::Ban {
                             name: name.clone(),
                             ..pb::Ban::default()

@@ -64,6 +64,8 @@ pub(crate) struct Member {
     leading: Option<(Leading, Messages, Saver)>,
     /// Since when this server hands over to another leader, and whom to tell when that is done.
     leaving: Option<(Duration, oneshot::Sender<()>)>,
+    /// Number of agents that the leader has banned, as far as it is counted.
+    banned: u64,
     /// Actions on the key, one at a time.
     actions: JoinSet<KeyResult>,
     ends: JoinSet<()>,
@@ -100,6 +102,7 @@ impl Member {
             settings,
             leading: None,
             leaving: None,
+            banned: 0,
             actions: JoinSet::new(),
             ends: JoinSet::new(),
         }
@@ -224,7 +227,7 @@ impl Member {
     }
 
     /// Updates the metrics.
-    fn note(&self, now: Duration, is_connected: bool) {
+    fn note(&mut self, now: Duration, is_connected: bool) {
         let mut state = self.shared.lock();
         let leader = state.leader(now);
         let (term, agents, rate) = leader.map_or((0, 0, 0.0), |beat| {
@@ -237,6 +240,9 @@ impl Member {
         let leading = self.leading.as_ref();
         metrics.leases = leading.map_or(0, |(leading, ..)| leading.leases());
         metrics.bans = leading.map_or(0, |(leading, ..)| leading.bans());
+        let banned = leading.map_or(0, |(leading, ..)| leading.banned());
+        metrics.banned += banned.saturating_sub(self.banned);
+        self.banned = banned;
     }
 
     async fn beat(&mut self, message: &Message) {
@@ -530,6 +536,10 @@ impl Member {
             leases == 0 || now.saturating_sub(*since) >= RECALL_TIMEOUT
         });
         if is_ready && let Some((_, left)) = self.leaving.take() {
+            if let Some((leading, ..)) = &mut self.leading {
+                leading.tell_all();
+                self.send_outgoing();
+            }
             self.resign().await;
             let _ = left.send(());
         }

@@ -53,6 +53,8 @@ pub struct FleetMetrics {
     pub leases: usize,
     /// Number of bans of agents, if this server leads.
     pub bans: usize,
+    /// Number of agents that this server has banned as the leader, because of what they did.
+    pub banned: u64,
     /// Number of leaders since the start whose beats have arrived here.
     pub leaders: u64,
     /// Number of this server's searches that the fleet gave back, because it had no agents, no

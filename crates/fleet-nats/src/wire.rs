@@ -33,8 +33,10 @@ const HIGHEST_TERM: u64 = u64::MAX >> 1;
 /// Maximum duration in a message, in seconds. Sums of a few can be computed.
 const LONGEST_S: u64 = 1 << 32;
 
-/// Maximum number of agents in a status: with more, it would not fit into a message.
+/// Maximum number of agents in a status, and of bytes of their names and versions: with more, it
+/// would not fit into a message.
 const MOST_LISTED: usize = 4096;
+const MOST_LISTED_BYTES: usize = 512 << 10;
 
 /// A message that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -492,9 +494,7 @@ pub(crate) fn read_answer(
         None | Some(Ended::Full(_)) => None,
         Some(Ended::Ideal(at)) => {
             let at = read_index(at)?;
-            // A hit that an agent has hidden is found after what comes later.
-            let is_at_end = frontier == checkpoint.end() && at.checked_add(1) == Some(frontier);
-            if !is_at_end && !(query.start()..frontier).contains(&at) {
+            if frontier != checkpoint.end() || at.checked_add(1) != Some(frontier) {
                 return Err(invalid("the search has not ended with this secret"));
             }
             let found = query.candidate(at);
@@ -536,7 +536,13 @@ pub(crate) fn status(
     agents: &[fleet::Listed],
     bans: &[pb::Ban],
 ) -> pb::Status {
-    let agents = agents.iter().take(MOST_LISTED).map(|listed| pb::Agent {
+    let mut bytes = 0;
+    let fits = |listed: &&fleet::Listed| {
+        bytes += listed.agent.len() + listed.version.len();
+        bytes <= MOST_LISTED_BYTES
+    };
+    let agents = agents.iter().take(MOST_LISTED).take_while(fits);
+    let agents = agents.map(|listed| pb::Agent {
         agent: listed.agent.to_string(),
         rate: listed.rate,
         leases: u32::try_from(listed.leases).unwrap_or(u32::MAX),

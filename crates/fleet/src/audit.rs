@@ -28,9 +28,6 @@ const RINGERS: [u32; DECOYS + 1] = [5, 10, 70, 10, 5];
 /// early with hits of them.
 const LEAST_CHARACTERS: usize = 8;
 
-/// Minimum number of secrets of an audited lease. Others take microseconds.
-const LEAST_SECRETS: u64 = 4096;
-
 /// Number of attempts to make a decoy. The last character of a hash has fewer possible values, so
 /// not every part is a possible name.
 const ATTEMPTS: usize = 16;
@@ -48,12 +45,9 @@ pub(crate) struct Audit {
 pub(crate) struct Missed(pub(crate) Index);
 
 impl Audit {
-    /// Makes decoys for a lease. `None` if it is too short, or if none can be made.
+    /// Makes decoys for a lease; `None` if none can be made.
     pub(crate) fn plan(rng: &mut StdRng, queries: &[Query], range: &Range<Index>) -> Option<Audit> {
         let like = queries.first()?;
-        if range.end - range.start < LEAST_SECRETS {
-            return None;
-        }
         let names = queries.iter().flat_map(Query::names);
         let longest = names.map(DesiredName::character_count).max()?;
         let all = 0..like.keyspace().end();

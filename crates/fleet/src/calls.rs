@@ -14,7 +14,7 @@ use hashfinder_search::{
 
 use crate::{
     messages::{CallId, CallRenewal, ServerId},
-    retry::Retry,
+    retry::{Of, Retry},
     roster::Covered,
 };
 
@@ -151,11 +151,16 @@ impl Calls {
         }
         if call.outcome.is_none() {
             let ended = call.last.as_ref().and_then(|last| last.outcome.as_ref());
-            call.outcome = call.retry.outcome(ended, call.checkpoint.frontier());
-            if call.outcome.is_some() {
+            let outcome = call
+                .retry
+                .outcome(ended, call.checkpoint.frontier(), call.end());
+            if let Some((outcome, hidden)) = outcome {
                 state = SearchState::Ended;
-                if let Some(last) = call.last.take() {
-                    call.take(last);
+                call.outcome = Some(outcome);
+                let last = call.last.take();
+                match hidden {
+                    Some(index) => call.end_at(index),
+                    None => last.into_iter().for_each(|last| call.take(last)),
                 }
             } else if call.last.is_some() {
                 state = SearchState::Running;
@@ -176,6 +181,11 @@ impl Calls {
         Some(self.calls.get(call)?.search)
     }
 
+    /// Returns all calls.
+    pub(crate) fn all(&self) -> BTreeSet<CallId> {
+        self.calls.keys().cloned().collect()
+    }
+
     /// Returns the calls that may have news since the last time.
     pub(crate) fn take_updates(&mut self) -> BTreeSet<CallId> {
         let mut news = self.news.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -194,12 +204,16 @@ impl Calls {
             .calls
             .values_mut()
             .filter(|call| call.outcome.is_none());
-        let mut calls: HashMap<SearchId, &mut Call> =
-            calls.map(|call| (call.search, call)).collect();
+        let mut calls: Vec<&mut Call> = calls.collect();
+        let mut places: HashMap<SearchId, usize> = HashMap::new();
+        for (place, call) in calls.iter().enumerate() {
+            places.insert(call.search, place);
+            places.extend(call.retry.all().iter().map(|search| (*search, place)));
+        }
         for (searches, range) in covered {
             for search in searches.iter() {
-                if let Some(call) = calls.get_mut(search) {
-                    call.retry.add(range.clone());
+                if let Some(place) = places.get(search) {
+                    calls[*place].retry.add(range.clone());
                 }
             }
         }
@@ -208,8 +222,13 @@ impl Calls {
     /// Begins and continues the searches that try secrets again.
     pub(crate) fn tick(&mut self, dispatcher: &mut Dispatcher, now: Duration) {
         for (id, call) in &mut self.calls {
-            let retry = &mut call.retry;
-            if retry.tick(dispatcher, &call.client, &call.query, &call.waker, now) {
+            let of = Of {
+                client: &call.client,
+                query: &call.query,
+                waker: &call.waker,
+                end: call.end(),
+            };
+            if call.retry.tick(dispatcher, of, now) {
                 let mut news = self.news.0.lock().unwrap_or_else(PoisonError::into_inner);
                 news.insert(id.clone());
             }
@@ -251,6 +270,21 @@ impl Call {
         };
         // An old message may have begun the call, far below what has arrived since.
         self.confirm();
+    }
+
+    /// Returns one past the last index that matters.
+    fn end(&self) -> Index {
+        let last = self.last.as_ref().map(|last| &last.checkpoint);
+        last.unwrap_or(&self.checkpoint).end()
+    }
+
+    /// Ends the call with an ideal hit that was hidden. What was found after it does not count.
+    fn end_at(&mut self, hidden: Index) {
+        self.unconfirmed.clear();
+        let ended = Checkpoint::restore(&self.query, Vec::new(), &[], hidden + 1);
+        if let Ok(ended) = ended {
+            self.checkpoint = ended;
+        }
     }
 
     /// Forgets what the server has confirmed.

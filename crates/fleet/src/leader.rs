@@ -17,7 +17,8 @@ use crate::{
     audit::{Audit, Missed},
     calls::{CallUpdate, Calls},
     messages::{
-        AgentId, CallId, CallRenewal, NewSet, Order, Orders, Report, ServerId, Term, Work, means,
+        ANYONE, AgentId, CallId, CallRenewal, NewSet, Order, Orders, Report, ServerId, Term, Work,
+        means,
     },
     roster::{Dealt, Listed, MOST_FALSE_REPORTS, Member, Roster},
 };
@@ -61,9 +62,14 @@ const MOST_FAILURES: usize = 1024;
 /// broken, and costs less than a hundredth of the fleet's work.
 const AUDITED: u32 = 64;
 
+/// Minimum number of secrets of an audited lease, of agents that are trusted and of others. A lease
+/// of fewer takes microseconds, unless its agent says that it is slow.
+const LEAST_TRUSTED: u64 = 4096;
+const LEAST_UNTRUSTED: u64 = 16;
+
 /// Maximum size of the set of queries of an audited lease, in bytes: it is sent only for this
 /// lease.
-const MOST_AUDITED_BYTES: usize = 64 << 10;
+const MOST_AUDITED_BYTES: usize = 16 << 10;
 
 /// Hashes per second of a worker of speed 1.
 const UNIT: f64 = 1e6;
@@ -221,6 +227,9 @@ impl Leader {
         }
         let agent = &work.agent;
         let is_banned = self.ban_of(agent).is_some();
+        if !self.roster.has_room_for(agent) {
+            return orders;
+        }
         let member = self.roster.agents.entry(agent.clone());
         let member = member.or_insert_with(|| Member::new(work, now));
         member.is_banned = is_banned;
@@ -279,6 +288,13 @@ impl Leader {
         // An agent cannot have had it for longer.
         let took = report.took.min(now.saturating_sub(dealt.at));
         let lease = report.lease;
+        let decoys = dealt.audit.as_ref().map_or(0, Audit::decoys);
+        if report.hits.len() > 2 * (dealt.hit_limit + decoys) {
+            // It would take long to check them.
+            self.dispatcher.give_back(lease, now);
+            self.count_false_report(agent, now);
+            return;
+        }
         if let Some(audit) = &dealt.audit
             && let Err(Missed(index)) = audit.check(report)
         {
@@ -298,7 +314,9 @@ impl Leader {
                 if let Some(hashes) = hashes {
                     member.measured(hashes, took);
                 }
-                member.covered(dealt.searches, dealt.start.1..tried);
+                let unit = self.unit(agent);
+                self.roster
+                    .covered(unit, dealt.searches, dealt.start.1..tried);
             }
             (Err(_), _) => self.count_false_report(agent, now),
         }
@@ -341,11 +359,7 @@ impl Leader {
 
     /// Bans an agent that has done something wrong.
     fn ban_agent(&mut self, agent: &AgentId, reason: Arc<str>, now: Duration) {
-        // Another machine of the same user is not broken. But a liar can say that its machine has
-        // another name.
-        let parts = if self.settings.is_untrusted { 1 } else { 2 };
-        let end = agent.match_indices('.').nth(parts - 1);
-        let name: Arc<str> = end.map_or(&**agent, |(end, _)| &agent[..end]).into();
+        let name = self.unit(agent);
         self.ban(Arc::clone(&name), Arc::clone(&reason), now);
         self.banned.push(Banned {
             agent: agent.clone(),
@@ -354,18 +368,28 @@ impl Leader {
         });
     }
 
+    /// Returns the name of what an agent belongs to: its machine or, if agents may lie, its user.
+    /// Another machine of the same user is not broken, but a liar can choose the name of its
+    /// machine.
+    fn unit(&self, agent: &str) -> Arc<str> {
+        let user = agent.split('.').next().unwrap_or_default();
+        let is_user = self.settings.is_untrusted && user != ANYONE;
+        let parts = if is_user { 1 } else { 2 };
+        let end = agent.match_indices('.').nth(parts - 1);
+        end.map_or(agent, |(end, _)| &agent[..end]).into()
+    }
+
     /// Bans agents: they get no leases, what they have is given to others, and what they have
     /// reported as tried in this term is tried again.
     pub fn ban(&mut self, name: Arc<str>, reason: Arc<str>, now: Duration) {
         let agents = self.roster.agents.iter_mut();
         let meant = agents.filter(|(agent, member)| !member.is_banned && means(&name, agent));
-        let mut covered = Vec::new();
         let mut ids = Vec::new();
         for (agent, member) in meant {
             member.is_banned = true;
-            covered.extend(member.take_covered());
             ids.push(agent.clone());
         }
+        let covered = self.roster.take_covered(&name);
         for agent in ids {
             for lease in self.roster.take_all(&agent) {
                 self.dispatcher.give_back(lease, now);
@@ -443,7 +467,7 @@ impl Leader {
     /// Only if that one panics, too, the cause is a search, and not the first agent's machine.
     fn take_failure(&mut self, agent: &AgentId, dealt: &Dealt, lease: LeaseId, now: Duration) {
         if let Some((first, times)) = self.failures.get(&dealt.start)
-            && first != agent
+            && self.unit(first) != self.unit(agent)
         {
             if let Some(first) = self.roster.agents.get_mut(first) {
                 first.panics = first.panics.saturating_sub(*times);
@@ -547,7 +571,16 @@ impl Leader {
         if !is_drawn || *bytes > MOST_AUDITED_BYTES {
             return None;
         }
-        let audit = Audit::plan(&mut self.rng, &set.queries, &lease.range())?;
+        let least = if self.settings.is_untrusted {
+            LEAST_UNTRUSTED
+        } else {
+            LEAST_TRUSTED
+        };
+        let range = lease.range();
+        if range.end - range.start < least {
+            return None;
+        }
+        let audit = Audit::plan(&mut self.rng, &set.queries, &range)?;
         self.next_set += 1;
         *set = NewSet {
             number: self.next_set,
@@ -603,6 +636,16 @@ impl Leader {
         Ok(update.map(|(_, update)| update))
     }
 
+    /// Returns what servers should know of all calls before another server leads.
+    pub fn all_updates(&mut self) -> Vec<(ServerId, CallId, CallUpdate)> {
+        let calls = self.calls.all().into_iter();
+        let updates = calls.filter_map(|call| {
+            let (server, update) = self.calls.update(&call, &mut self.dispatcher)?;
+            Some((server, call, update))
+        });
+        updates.collect()
+    }
+
     /// Returns messages that servers should get at once. One that is lost costs only time, because
     /// servers ask each second.
     pub fn take_updates(&mut self, now: Duration) -> Vec<(ServerId, CallId, CallUpdate)> {
@@ -643,6 +686,8 @@ impl Leader {
         self.dispatcher.tick(now);
         self.calls.tick(&mut self.dispatcher, now);
         (_, self.rate) = self.roster.capacity(now);
+        let agents = &self.roster.agents;
+        self.short.retain(|agent| agents.contains_key(agent));
         self.note_recalls(now);
     }
 

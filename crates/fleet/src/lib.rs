@@ -31,8 +31,8 @@ pub use self::{
     election::{Claim, Election, KeyAction, Stored},
     leader::{Banned, Leader, LeaderSettings, MOST_QUERY_BYTES, query_bytes},
     messages::{
-        AgentId, BEAT, Beat, CallId, CallRenewal, NewSet, Order, Orders, OutOfRange, Report,
-        ServerId, Term, WireIndex, Work, means, narrow, widen,
+        ANYONE, AgentId, BEAT, Beat, CallId, CallRenewal, NewSet, Order, Orders, OutOfRange,
+        Report, ServerId, Term, WireIndex, Work, means, narrow, widen,
     },
     remote::RemoteSearch,
     roster::{Listed, RECALLED_FOR, SILENT_AFTER},

@@ -73,6 +73,9 @@ pub const BEAT: Duration = Duration::from_millis(500);
 /// agents.
 pub type AgentId = Arc<str>;
 
+/// User of all agents without credentials.
+pub const ANYONE: &str = "anyone";
+
 /// Whether a name means an agent: it is the agent's ID, or the first parts of it.
 #[must_use]
 pub fn means(name: &str, agent: &str) -> bool {

@@ -107,10 +107,14 @@ impl RemoteSearch {
     /// repeated ones, and all of them while candidates are unread.
     pub fn update(&mut self, update: CallUpdate, now: Duration) -> bool {
         self.heard = now;
+        // An ideal hit that an agent has hidden is found after what comes later.
+        let is_late = matches!(&update.outcome, Some(Outcome::Ideal(found))
+            if update.checkpoint.frontier() == found.index + 1);
+        let goes_on = update.checkpoint.frontier() >= self.checkpoint.frontier();
         let is_next = update.from == self.from
             && self.ready.is_empty()
             && self.outcome.is_none()
-            && update.checkpoint.frontier() >= self.checkpoint.frontier()
+            && (goes_on || is_late)
             && update.checkpoint.end() <= self.checkpoint.end();
         if !is_next {
             return false;

@@ -19,11 +19,24 @@ const MOST_AT_ONCE: usize = 16;
 pub(crate) struct Retry {
     /// What no search tries yet.
     ranges: Vec<Range<Index>>,
-    searches: Vec<SearchId>,
+    /// The searches that try secrets now, each with its first secret.
+    searches: Vec<(SearchId, Index)>,
+    /// All searches, also those that have ended. Another liar may have worked for them.
+    all: Vec<SearchId>,
     /// The first ideal hit that was found.
     ideal: Option<Candidate>,
     /// That trying the secrets has panicked, if it has.
     failed: Option<Outcome>,
+}
+
+/// A call, as far as it matters here.
+#[derive(Clone, Copy)]
+pub(crate) struct Of<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) query: &'a Query,
+    pub(crate) waker: &'a Waker,
+    /// One past the last index that matters.
+    pub(crate) end: Index,
 }
 
 impl Retry {
@@ -34,7 +47,12 @@ impl Retry {
 
     /// Returns the searches that try secrets now.
     pub(crate) fn searches(&self) -> impl Iterator<Item = SearchId> {
-        self.searches.iter().copied()
+        self.searches.iter().map(|(search, _)| *search)
+    }
+
+    /// Returns these searches and all that have ended.
+    pub(crate) fn all(&self) -> &[SearchId] {
+        &self.all
     }
 
     fn is_done(&self) -> bool {
@@ -42,33 +60,28 @@ impl Retry {
     }
 
     /// Begins searches, and notes what the others have found. Returns whether there is news.
-    pub(crate) fn tick(
-        &mut self,
-        dispatcher: &mut Dispatcher,
-        client: &Client,
-        query: &Query,
-        waker: &Waker,
-        now: Duration,
-    ) -> bool {
+    pub(crate) fn tick(&mut self, dispatcher: &mut Dispatcher, of: Of<'_>, now: Duration) -> bool {
         if self.is_done() {
             return false;
         }
         let mut has_news = false;
+        let end = self.ideal.map_or(of.end, |ideal| ideal.index.min(of.end));
         let mut searches = std::mem::take(&mut self.searches);
-        searches.retain(|search| {
+        searches.retain(|(search, start)| {
             // Its candidates are read, because otherwise it would wait for its reader.
-            let Some(advance) = dispatcher.advance(*search, waker) else {
+            let Some(advance) = dispatcher.advance(*search, of.waker) else {
                 return false;
             };
             match advance.outcome {
-                None => return true,
-                Some(Outcome::Ideal(found)) => {
-                    let first = self.ideal.is_none_or(|ideal| found.index < ideal.index);
-                    if first {
-                        self.ideal = Some(found);
-                    }
+                None if *start < end => return true,
+                // The call ends before its first secret.
+                None => {}
+                Some(Outcome::Ideal(found))
+                    if self.ideal.is_none_or(|ideal| found.index < ideal.index) =>
+                {
+                    self.ideal = Some(found);
                 }
-                Some(Outcome::Exhausted | Outcome::BudgetSpent(_)) => {}
+                Some(Outcome::Ideal(_) | Outcome::Exhausted | Outcome::BudgetSpent(_)) => {}
                 Some(failed @ Outcome::Failed(_)) => self.failed = Some(failed),
                 // It continues once some of its quota is available again.
                 Some(Outcome::QuotaSpent { .. } | Outcome::Stopped(_)) => {
@@ -80,72 +93,74 @@ impl Retry {
             false
         });
         self.searches = searches;
-        if let Some(ideal) = self.ideal {
-            self.ranges.retain(|range| range.start < ideal.index);
-        }
-        self.begin(dispatcher, client, query, now);
-        has_news
+        self.begin(dispatcher, of, now);
+        has_news || self.is_done()
     }
 
     /// Begins searches, as far as the client's limits allow.
-    fn begin(
-        &mut self,
-        dispatcher: &mut Dispatcher,
-        client: &Client,
-        query: &Query,
-        now: Duration,
-    ) {
+    fn begin(&mut self, dispatcher: &mut Dispatcher, of: Of<'_>, now: Duration) {
         if self.ranges.is_empty() || self.searches.len() >= MOST_AT_ONCE {
             return;
         }
-        self.ranges = merged(std::mem::take(&mut self.ranges), query);
+        let end = self.ideal.map_or(of.end, |ideal| ideal.index.min(of.end));
+        let ranges = std::mem::take(&mut self.ranges);
+        self.ranges = merged(ranges, &(of.query.start()..end));
         while self.searches.len() < MOST_AT_ONCE && !self.ranges.is_empty() {
             let some: Vec<_> = self.ranges.iter().take(MAX_RANGES).cloned().collect();
-            let end = some.last().map_or(0, |last| last.end);
-            let Ok(checkpoint) = Checkpoint::restore(query, some.clone(), &[], end) else {
+            let (first, last) = (some[0].start, some[some.len() - 1].end);
+            let Ok(checkpoint) = Checkpoint::restore(of.query, some.clone(), &[], last) else {
                 // They are not secrets of this query.
                 self.ranges.drain(..some.len());
                 continue;
             };
-            let begun = dispatcher.begin(client.clone(), query.clone(), checkpoint, now);
-            let Ok(search) = begun else { return };
+            let (client, query) = (of.client.clone(), of.query.clone());
+            let Ok(search) = dispatcher.begin(client, query, checkpoint, now) else {
+                return;
+            };
             self.ranges.drain(..some.len());
-            self.searches.push(search);
+            self.searches.push((search, first));
+            self.all.push(search);
         }
     }
 
-    /// Returns the outcome of the call, if it has one: its own search has `ended`, or its frontier
-    /// has passed a hit that was hidden.
-    pub(crate) fn outcome(&self, ended: Option<&Outcome>, frontier: Index) -> Option<Outcome> {
-        let ideal = |found: Candidate| Some(Outcome::Ideal(found));
+    /// Returns the outcome of the call, if it has one, and the hit that was hidden, if that is the
+    /// outcome. Its own search has `ended`, or its frontier has passed the hit. `end` is one past
+    /// the last index that matters.
+    pub(crate) fn outcome(
+        &self,
+        ended: Option<&Outcome>,
+        frontier: Index,
+        end: Index,
+    ) -> Option<(Outcome, Option<Index>)> {
         if self.failed.is_some() {
-            return self.failed.clone();
+            return self.failed.clone().map(|failed| (failed, None));
         }
-        match (ended, self.ideal) {
-            // It was stopped, or has failed.
-            (
-                Some(
-                    outcome @ (Outcome::QuotaSpent { .. }
-                    | Outcome::Stopped(_)
-                    | Outcome::Failed(_)),
-                ),
-                _,
-            ) => Some(outcome.clone()),
-            _ if !self.is_done() => None,
-            (Some(Outcome::Ideal(found)), Some(hidden)) if found.index < hidden.index => {
-                ideal(*found)
-            }
-            (Some(_), Some(hidden)) => ideal(hidden),
-            (Some(outcome), None) => Some(outcome.clone()),
-            (None, Some(hidden)) if hidden.index < frontier => ideal(hidden),
-            (None, _) => None,
+        // It was stopped, or has failed.
+        if let Some(
+            outcome @ (Outcome::QuotaSpent { .. } | Outcome::Stopped(_) | Outcome::Failed(_)),
+        ) = ended
+        {
+            return Some((outcome.clone(), None));
+        }
+        if !self.is_done() {
+            return None;
+        }
+        let hidden = self.ideal.filter(|hidden| {
+            let is_first = match ended {
+                Some(Outcome::Ideal(found)) => hidden.index < found.index,
+                _ => hidden.index < end,
+            };
+            is_first && (ended.is_some() || hidden.index < frontier)
+        });
+        match (hidden, ended) {
+            (Some(hidden), _) => Some((Outcome::Ideal(hidden), Some(hidden.index))),
+            (None, ended) => ended.cloned().map(|outcome| (outcome, None)),
         }
     }
 }
 
-/// Sorts ranges, joins those that touch, and leaves out what the query does not have.
-fn merged(mut ranges: Vec<Range<Index>>, query: &Query) -> Vec<Range<Index>> {
-    let all = query.start()..query.keyspace().end();
+/// Sorts ranges, joins those that touch, and leaves out what is not within `all`.
+fn merged(mut ranges: Vec<Range<Index>>, all: &Range<Index>) -> Vec<Range<Index>> {
     ranges.sort_unstable_by_key(|range| range.start);
     let mut merged: Vec<Range<Index>> = Vec::new();
     for range in ranges {
@@ -157,4 +172,45 @@ fn merged(mut ranges: Vec<Range<Index>>, query: &Query) -> Vec<Range<Index>> {
         }
     }
     merged
+}
+
+#[cfg(test)]
+mod tests {
+    use hashfinder_search::{Cursor, Distance};
+
+    use super::*;
+
+    /// A call's end, for example of its budget, holds for what is tried again: others that share
+    /// its leases may go further.
+    #[test]
+    fn what_is_beyond_the_end_of_a_call_is_not_its_outcome() {
+        let query = Query::new("tom".parse().unwrap(), Distance::ZERO).unwrap();
+        let hit = |index| query.candidate(index);
+        let spent = Outcome::BudgetSpent(Cursor::new(&query, 100));
+        let mut retry = Retry {
+            ideal: Some(hit(99)),
+            ..Retry::default()
+        };
+        let outcome = |retry: &Retry, ended, frontier| retry.outcome(ended, frontier, 100);
+        let found = Some((Outcome::Ideal(hit(99)), Some(99)));
+        assert_eq!(outcome(&retry, Some(&spent), 100), found);
+        // The frontier of the call's search has not passed it.
+        assert_eq!(outcome(&retry, None, 99), None);
+        let earlier = Outcome::Ideal(hit(98));
+        let expected = Some((earlier.clone(), None));
+        assert_eq!(outcome(&retry, Some(&earlier), 99), expected);
+        retry.ideal = Some(hit(100));
+        let expected = Some((spent.clone(), None));
+        assert_eq!(outcome(&retry, Some(&spent), 100), expected);
+        retry.add(20..30);
+        assert_eq!(outcome(&retry, Some(&spent), 100), None);
+        let stopped = Outcome::Stopped(Cursor::new(&query, 50));
+        assert!(outcome(&retry, Some(&stopped), 50).is_some());
+    }
+
+    #[test]
+    fn ranges_are_joined_and_cut() {
+        let ranges = vec![30..40, 0..12, 11..20, 20..25, 95..130, 200..300];
+        assert_eq!(merged(ranges, &(5..100)), [5..25, 30..40, 95..100]);
+    }
 }

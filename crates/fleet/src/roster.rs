@@ -11,7 +11,7 @@ use hashfinder_search::{Index, LeaseId, SearchId};
 
 use crate::{
     audit::Audit,
-    messages::{AgentId, Work},
+    messages::{AgentId, Work, means},
 };
 
 /// Time of silence after which an agent's leases are given to others.
@@ -29,13 +29,19 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 /// leases: its machine is broken, or it lies.
 pub(crate) const MOST_FALSE_REPORTS: u64 = 3;
 
-/// Number of leases of an agent that are tried again if it is banned, because it missed a ringer or
-/// sent false reports. Of a machine that hides all hits, 64 are tried on average until then.
+/// Number of leases of a machine or a user that are tried again if it is banned. Of a machine that
+/// hides all hits, 64 are tried on average until then.
 const MOST_RECENT: usize = 1024;
+
+/// Maximum number of agents. One that is forgotten makes room.
+const MOST_AGENTS: usize = 1 << 14;
 
 /// Maximum rate of an agent, in hashes of a fast kernel per second: a thousand times that of the
 /// fastest machines. What an agent says of itself must not make the leases of others meaningless.
 const MOST_RATE: f64 = 1e13;
+
+/// Maximum number of characters of an agent's version.
+const MOST_VERSION: usize = 40;
 
 /// How much of a new measurement counts in an agent's rate, if it lasted a second. One that lasted
 /// less counts less: the first leases of a search take microseconds, and mostly measure overhead.
@@ -46,6 +52,8 @@ pub(crate) struct Roster {
     pub(crate) agents: BTreeMap<AgentId, Member>,
     /// The agent that has each lease.
     holders: HashMap<LeaseId, AgentId>,
+    /// What the agents of each machine or user have reported as tried: the latest leases, in order.
+    recent: BTreeMap<Arc<str>, VecDeque<Covered>>,
 }
 
 /// An agent, as the leader knows it.
@@ -69,8 +77,6 @@ pub(crate) struct Member {
     pub(crate) is_banned: bool,
     /// Whether it should end.
     pub(crate) ends: bool,
-    /// What it has reported as tried: the latest leases, in order.
-    recent: VecDeque<Covered>,
 }
 
 /// Secrets that an agent has reported as tried, and the searches for which they count.
@@ -119,10 +125,18 @@ pub struct Listed {
     pub is_trusted: bool,
 }
 
+/// Returns what is shown of a version. An agent could send a megabyte.
+fn cut(version: &Arc<str>) -> Arc<str> {
+    match version.char_indices().nth(MOST_VERSION) {
+        Some((end, _)) => version[..end].into(),
+        None => Arc::clone(version),
+    }
+}
+
 impl Member {
     pub(crate) fn new(work: &Work, now: Duration) -> Member {
         Member {
-            version: Arc::clone(&work.version),
+            version: cut(&work.version),
             sequence: 0,
             last_heard: now,
             rate: if work.rate.is_normal() {
@@ -137,7 +151,6 @@ impl Member {
             panics: 0,
             is_banned: false,
             ends: false,
-            recent: VecDeque::new(),
         }
     }
 
@@ -146,29 +159,6 @@ impl Member {
     /// search is to blame.
     pub(crate) fn is_trusted(&self) -> bool {
         !self.is_banned && self.panics < MOST_FALSE_REPORTS
-    }
-
-    /// Records secrets that the agent has tried.
-    pub(crate) fn covered(&mut self, searches: Arc<[SearchId]>, range: Range<Index>) {
-        if range.is_empty() {
-            return;
-        }
-        if let Some((of, last)) = self.recent.back_mut()
-            && Arc::ptr_eq(of, &searches)
-            && last.end == range.start
-        {
-            last.end = range.end;
-            return;
-        }
-        if self.recent.len() == MOST_RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back((searches, range));
-    }
-
-    /// Takes what the agent has tried.
-    pub(crate) fn take_covered(&mut self) -> VecDeque<Covered> {
-        std::mem::take(&mut self.recent)
     }
 
     /// Includes a measurement in the rate.
@@ -199,6 +189,48 @@ impl Member {
 }
 
 impl Roster {
+    /// Whether an agent is known, or can be added.
+    pub(crate) fn has_room_for(&self, agent: &AgentId) -> bool {
+        self.agents.len() < MOST_AGENTS || self.agents.contains_key(agent)
+    }
+
+    /// Records secrets that an agent of this machine or user has tried.
+    pub(crate) fn covered(&mut self, of: Arc<str>, searches: Arc<[SearchId]>, range: Range<Index>) {
+        if range.is_empty() {
+            return;
+        }
+        if self.recent.len() >= MOST_AGENTS && !self.recent.contains_key(&of) {
+            let agents = &self.agents;
+            let is_there = |name: &str| agents.keys().any(|agent| means(name, agent));
+            self.recent.retain(|name, _| is_there(name));
+        }
+        let recent = self.recent.entry(of).or_default();
+        if let Some((of, last)) = recent.back_mut()
+            && Arc::ptr_eq(of, &searches)
+            && last.end == range.start
+        {
+            last.end = range.end;
+            return;
+        }
+        if recent.len() == MOST_RECENT {
+            recent.pop_front();
+        }
+        recent.push_back((searches, range));
+    }
+
+    /// Takes what the agents that a name means have tried, and others of the same machine.
+    pub(crate) fn take_covered(&mut self, name: &str) -> Vec<Covered> {
+        let is_meant = |of: &Arc<str>| means(name, of) || means(of, name);
+        let units: Vec<Arc<str>> = self
+            .recent
+            .keys()
+            .filter(|of| is_meant(of))
+            .cloned()
+            .collect();
+        let taken = units.iter().filter_map(|of| self.recent.remove(of));
+        taken.flatten().collect()
+    }
+
     /// Gives an agent a lease.
     pub(crate) fn give(&mut self, agent: &AgentId, lease: LeaseId, dealt: Dealt) {
         if let Some(member) = self.agents.get_mut(agent) {

@@ -6,7 +6,8 @@ use hashfinder_fleet::{
     Agent, CallRenewal, CallUpdate, Command, Leader, LeaderSettings, Task, Term,
 };
 use hashfinder_search::{
-    Checkpoint, Client, Distance, Index, Kernel, Matcher, Outcome, Query, Tried,
+    Algorithm, Alphabet, Anchor, Checkpoint, Client, DesiredName, Distance, Encoding, Index,
+    Kernel, Keyspace, Matcher, Outcome, Query, Spelling, Tried,
 };
 
 const AGENT: &str = "user.machine.1";
@@ -27,6 +28,8 @@ struct Scene {
     leader: Leader,
     now: Duration,
     query: Query,
+    /// The leases that agents have tried.
+    tried: Vec<Range<Index>>,
 }
 
 /// What an agent reports of a lease that it should try: one past the last index, and the hits.
@@ -38,12 +41,17 @@ impl Scene {
             is_untrusted,
             ..LeaderSettings::default()
         };
+        Scene::with(seed, settings, query)
+    }
+
+    fn with(seed: u64, settings: LeaderSettings, query: Query) -> Scene {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
         let mut scene = Scene {
             leader: Leader::new(TERM, settings, bytes),
             now: Duration::ZERO,
             query,
+            tried: Vec::new(),
         };
         scene.ask();
         scene
@@ -89,6 +97,7 @@ impl Scene {
                 long += usize::from(count >= 4096);
                 let took = Duration::from_secs_f64(count as f64 / RATE);
                 self.now += took;
+                self.tried.push(task.range.clone());
                 let (tried, hits) = tries(&task);
                 let tried = Tried {
                     task: task.id,
@@ -236,13 +245,25 @@ fn what_a_banned_agent_has_hidden_is_found() {
     for budget in [40_000, 3_000_000] {
         let query = query.clone().starting_at(first - 20_000);
         let query = query.hash_budget(NonZeroU64::new(budget).unwrap());
-        let mut scene = Scene::new(1, false, query);
+        let settings = LeaderSettings {
+            // An operator bans the agents.
+            audited: 0,
+            ..LeaderSettings::default()
+        };
+        let mut scene = Scene::with(1, settings, query);
         let mut liar = scene.agent(AGENT);
         while scene.ask().checkpoint.frontier() <= first {
             scene.works(&mut liar, nothing);
-            assert!(!scene.is_banned(AGENT), "another seed is needed");
         }
         scene.leader.ban("user".into(), "caught".into(), scene.now);
+        // The next one hides it, too, unless the search would end with that.
+        let mut second = scene.agent("second.machine.1");
+        for _ in 0..if budget > 1_000_000 { 20 } else { 0 } {
+            scene.works(&mut second, nothing);
+        }
+        scene
+            .leader
+            .ban("second".into(), "caught".into(), scene.now);
         let mut other = scene.agent("other.machine.1");
         let deadline = scene.now + Duration::from_secs(3_600);
         let update = loop {
@@ -257,7 +278,91 @@ fn what_a_banned_agent_has_hidden_is_found() {
             panic!("{:?}", update.outcome);
         };
         assert_eq!(found.index, first);
+        // What is saved of the search says the same.
+        assert_eq!(update.checkpoint.frontier(), first + 1);
+        assert_eq!(update.checkpoint.end(), first + 1);
+        assert!(update.candidates.is_empty());
     }
+}
+
+/// A machine that was restarted, or has left, is still the same machine.
+#[test]
+fn what_earlier_agents_of_a_banned_machine_have_tried_is_tried_again() {
+    let mut scene = Scene::hard(1, false);
+    let mut agent = scene.agent(AGENT);
+    let mut done = 0;
+    while done < 3 {
+        done += scene.works(&mut agent, honest);
+    }
+    let covered = scene.ask().checkpoint.frontier();
+    for _ in 0..100 {
+        scene.now += Duration::from_secs(1);
+        scene.ask();
+        scene.leader.tick(scene.now);
+    }
+    assert!(scene.leader.agents(scene.now).is_empty());
+    scene
+        .leader
+        .ban("user.machine.2".into(), "broken".into(), scene.now);
+    let mut other = scene.agent("other.machine.1");
+    scene.tried.clear();
+    for _ in 0..100 {
+        scene.works(&mut other, honest);
+    }
+    assert!(scene.ask().checkpoint.frontier() > covered);
+    let mut again: Vec<_> = scene
+        .tried
+        .iter()
+        .filter(|range| range.start < covered)
+        .collect();
+    again.sort_by_key(|range| range.start);
+    let next = again.iter().fold(0, |next, range| {
+        assert_eq!(range.start, next);
+        range.end
+    });
+    assert_eq!(next, covered);
+}
+
+/// Names, keyspaces and hashes of all kinds can be audited, and honest agents pass.
+#[test]
+fn all_kinds_of_searches_are_audited() {
+    let all = Keyspace::new(b"", Alphabet::bytes(), b"").unwrap();
+    let words = Keyspace::new(b"word: ", Alphabet::alphanumeric(), b"\n").unwrap();
+    let mut kinds = 0;
+    for (algorithm, encoding, anchor) in Algorithm::ALL.into_iter().flat_map(|algorithm| {
+        let encodings = Encoding::ALL.into_iter();
+        encodings.flat_map(move |encoding| Anchor::ALL.map(|anchor| (algorithm, encoding, anchor)))
+    }) {
+        let spelling = Spelling {
+            algorithm,
+            encoding,
+            anchor,
+            ..Spelling::default()
+        };
+        // Some names are impossible at the end of a hash, so this one is from a hash.
+        let keyspace = [&all, &words][kinds % 2].clone();
+        let text = spelling.hashed_name(&keyspace.secret(1 << 40));
+        let name = match anchor {
+            Anchor::Suffix => &text.as_str()[text.as_str().len() - 12..],
+            _ => &text.as_str()[..12],
+        };
+        let name = DesiredName::new(name, spelling).unwrap();
+        let query = Query::new(name, Distance::ZERO).unwrap();
+        kinds += 1;
+        let mut scene = Scene::new(1, true, query.among(keyspace));
+        let mut agent = scene.agent(AGENT);
+        let mut done = 0;
+        while done < 5 {
+            done += scene.works(&mut agent, honest);
+        }
+        assert!(!scene.is_banned(AGENT), "{spelling:?}");
+        let mut liar = scene.agent("liar.machine.1");
+        for _ in 0..20 {
+            scene.works(&mut liar, nothing);
+        }
+        assert!(scene.is_banned("liar.machine.1"), "{spelling:?}");
+    }
+    assert_eq!(kinds, 48);
 }
 
 #[test]

@@ -513,6 +513,33 @@ fn a_search_that_makes_two_agents_panic_fails() {
     assert!(scene.leader.trusts("A") && scene.leader.trusts("B"));
 }
 
+/// A leader that hands over recalls all leases. Then it sends all servers the state of their calls,
+/// so that the next leader begins where the agents have stopped.
+#[test]
+fn a_leader_that_hands_over_loses_no_work() {
+    let mut scene = Scene::new(1);
+    scene.ask(HARD);
+    let first = scene.work("A", &[], Vec::new()).leases.remove(0);
+    let more = scene.work("A", &[], vec![done(&first)]).leases;
+    scene.leader.close(scene.now);
+    let notices = scene.leader.take_notices();
+    let leases: Vec<_> = more.iter().map(|order| order.lease).collect();
+    assert_eq!(notices[&AgentId::from("A")], leases);
+    let part = more[0].range.start + 10;
+    let untried = more.iter().map(|order| Report {
+        tried: order.range.start,
+        ..done(order)
+    });
+    let mut reports: Vec<Report> = untried.collect();
+    reports[0].tried = part;
+    assert!(scene.work("A", &[], reports).leases.is_empty());
+    assert_eq!(scene.leader.leases(), 0);
+    let mut updates = scene.leader.all_updates();
+    let (_, _, update) = updates.remove(0);
+    assert!(updates.is_empty());
+    assert_eq!(update.checkpoint.frontier(), part);
+}
+
 /// Otherwise, thousands of agents would ask for a single lease.
 #[test]
 fn few_of_many_idle_agents_are_notified_of_work() {

@@ -352,6 +352,8 @@ struct Live<H: Host, T> {
     record: Record,
     /// Candidates that are not in a batch yet.
     candidates: Vec<Index>,
+    /// The last candidate; the highest index if it is not known.
+    last_candidate: Option<Index>,
     /// Whether `record` has changed since the last batch.
     is_dirty: bool,
     /// Whether it must not wait for the next regular batch.
@@ -1060,6 +1062,7 @@ impl<H: Host, T> Runner<H, T> {
         }
         let advance = search.advance();
         let record = &mut live.record;
+        let before = record.checkpoint.frontier();
         if advance.checkpoint != record.checkpoint {
             let before = record.hashes();
             record.checkpoint = advance.checkpoint;
@@ -1074,6 +1077,7 @@ impl<H: Host, T> Runner<H, T> {
         for candidate in advance.candidates {
             live.is_dirty = true;
             live.candidates.push(candidate.index);
+            live.last_candidate = Some(candidate.index);
             record.candidates += 1;
             if record.candidates >= most_candidates {
                 let (end, next) = (record.checkpoint.end(), candidate.index + 1);
@@ -1098,6 +1102,14 @@ impl<H: Host, T> Runner<H, T> {
         live.is_urgent = true;
         let created = live.record.created;
         match outcome {
+            // A fleet has found it after later candidates, which are saved in order. It is the
+            // result, but not one of the candidates.
+            Outcome::Ideal(found)
+                if found.index < before
+                    && live.last_candidate.is_some_and(|last| last > found.index) =>
+            {
+                self.end(name, EndReason::Found, String::new(), now);
+            }
             Outcome::Ideal(found) => {
                 live.candidates.push(found.index);
                 live.record.candidates += 1;
@@ -1244,6 +1256,7 @@ impl<H: Host, T> Live<H, T> {
             saved: Arc::new(record.clone()),
             is_alone: record.failures > 0,
             failed_at: record.hashes(),
+            last_candidate: (record.candidates > 0).then_some(Index::MAX),
             record,
             candidates: Vec::new(),
             is_dirty: false,

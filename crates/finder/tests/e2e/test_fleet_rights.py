@@ -13,6 +13,7 @@ import nats
 import pytest
 from conftest import HASHFINDER, HERE, SIGKILL, SIGTERM, TIMEOUT_S, Process, run_find
 from fleet import Fleet
+from test_operations import Client
 
 PROTOS = HERE.parents[3] / "proto"
 BUDGET = 40_000_000
@@ -161,11 +162,17 @@ def test_a_reply_goes_only_to_the_agent_itself(fleet, messages):
             await connection.publish(subject, work.SerializeToString(), reply=reply)
         for reply in targets:
             await connection.publish("hf.default.any.leader", b"", reply=reply)
+        # Nor does it speak for another agent on its own subject.
+        work.agent = "two.x.1"
+        await connection.publish(subject, work.SerializeToString(), reply="_INBOX.agent.one.1")
+        work.agent = "one.x.1"
         # Its own reply arrives after all of these.
         work.sequence = 2
         reply = await connection.request(subject, work.SerializeToString(), timeout=TIMEOUT_S)
         assert messages.Orders.FromString(reply.data).term == term
         await connection.close()
+        listed = fleet.agents()
+        assert [row[0] for row in listed] == ["one.x.1"]
         operator, _ = connect(fleet, "server", "_INBOX.server.test")
         connection = await operator
         stream = connection.jetstream()
@@ -207,6 +214,13 @@ def test_the_configuration_grows_and_keeps_its_keys(tmp_path):
     ]:
         code, _, told = run("fleet", "nats-config", *arguments)
         assert (code, message in told) == (2, True), (arguments, told)
+    # The fleet of the folder is kept.
+    night = tmp_path / "night"
+    assert run("fleet", "nats-config", night, "a", "--pool", "night")[0] == 0
+    assert run("fleet", "nats-config", night, "b")[0] == 0
+    assert "hf.night.*.work.b.>" in (night / "users.conf").read_text()
+    code, _, told = run("fleet", "nats-config", night, "--pool", "day")
+    assert (code, "the users of the fleet night" in told) == (2, True), told
     (folder / "agents/c.txt").write_text("c:nonsense\n")
     code, _, told = run("fleet", "nats-config", folder)
     assert (code, "its seed is wrong" in told) == (5, True), told
@@ -250,8 +264,9 @@ def test_operators_drain_ban_and_unban_agents(fleet):
     assert two.wait() == 0
 
 
-def fake_agent(fleet, messages, user, work_of):
-    """Speaks as an agent until the leader has banned it. Returns the number of its reports."""
+def fake_agent(fleet, messages, user, work_of, seen=lambda end: None):
+    """Speaks as an agent that tries nothing, until the leader rejects it. Returns the number of its
+    reports, and the rejection. `seen` learns how far they went."""
 
     async def speak():
         connecting, _ = connect(fleet, f"agents/{user}", f"_INBOX.agent.{user}")
@@ -260,11 +275,11 @@ def fake_agent(fleet, messages, user, work_of):
         term = messages.Beat.FromString(asked.data).term
         agent = f"{user}.machine.1"
         subject = f"hf.default.{term.number}-{term.nonce:x}.work.{agent}"
-        reports, count, sequence = [], 0, 0
+        reports, count, sequence, end = [], 0, 0, 0
         deadline = time.monotonic() + TIMEOUT_S
         while True:
             sequence += 1
-            work = messages.Work(agent=agent, sequence=sequence, answered=sequence - 1, rate=1e6)
+            work = messages.Work(agent=agent, sequence=sequence, answered=sequence - 1, rate=3e6)
             work.term.CopyFrom(term)
             work_of(work)
             work.reports.extend(reports)
@@ -273,14 +288,15 @@ def fake_agent(fleet, messages, user, work_of):
             if orders.rejected:
                 await connection.close()
                 return count, orders
-            reports = []
+            reported, reports = end, []
             for lease in orders.leases:
                 report = messages.Report(lease=lease.id, tried=lease.range.end)
-                report.took.FromNanoseconds(1_000_000)
+                report.took.FromNanoseconds(100_000_000)
                 reports.append(report)
-                count += 1
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
+                count, end = count + 1, max(end, lease.range.end.low)
+            assert time.monotonic() < deadline, (count, end, orders)
+            await asyncio.to_thread(seen, reported)
+            await asyncio.sleep(0.1)
 
     return asyncio.run(speak())
 
@@ -290,13 +306,11 @@ def current(work):
     work.features.append("cursor-4")
 
 
-def test_an_agent_that_lies_is_banned_and_its_work_is_done_again(fleet, messages):
+def test_an_agent_that_lies_is_banned(fleet, messages):
     server = fleet.server("--fleet-untrusted", *fleet.flags("server"))
     fleet.leader(server)
-    search = ["--json", "doctor", "--maximum-hashes", "600000000"]
-    process = subprocess.Popen(
-        [HASHFINDER, "find", "--server", server.address, *search], stdout=subprocess.PIPE, text=True
-    )
+    find = [HASHFINDER, "find", "--server", server.address, "hashfinderhash"]
+    searching = subprocess.Popen(find, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         # With no other agent, all leases are those of the liar.
         count, orders = fake_agent(fleet, messages, "one", current)
@@ -305,14 +319,50 @@ def test_an_agent_that_lies_is_banned_and_its_work_is_done_again(fleet, messages
         server.wait_for("the fleet has banned an agent")
         rows = fleet.wait_for_agents(lambda rows: len(rows) == 1)
         assert rows[0][:2] == ["one.machine.1", "banned"]
-        fleet.agent(*fleet.flags("agents/two"))
-        out, _ = process.communicate(timeout=TIMEOUT_S)
     finally:
-        process.kill()
-    here = run_find("--threads", "1", *search)
-    assert [json.loads(line)["secret"] for line in out.splitlines()[:-1]] == [
-        json.loads(line)["secret"] for line in here.stdout.splitlines()[:-1]
-    ]
+        searching.kill()
+        searching.wait()
+
+
+@pytest.mark.parametrize("interesting", [0, 2])
+def test_the_work_of_a_banned_agent_is_done_again(fleet, messages, v1, interesting):
+    """It has hidden the answers of a call at another server, and of an operation."""
+    servers = [fleet.server(*fleet.flags("server")) for _ in range(2)]
+    leader, (other,) = fleet.leader(*servers)
+    fleet.wait_for_agents(lambda rows: rows == [])
+    # The first answer is far enough for the searches to move to the agent before it.
+    search = ["runner", "--maximum-hashes", "1000000000", "--json"]
+    search += ["--show-inferior", str(interesting)] if interesting else []
+
+    def answer_in(lines):
+        lines = [line for line in map(json.loads, lines.splitlines()) if line["type"] != "end"]
+        (answer,) = [line for line in lines if line["distance"] == 0]
+        assert answer == lines[-1]
+        return answer
+
+    answer = answer_in(run_find("--threads", "1", *search).stdout)
+    index = sum(256**k for k in range(len(answer["hex"]) // 2)) + int(answer["hex"], 16)
+    client = Client(v1, leader.address)
+    name = client.begin("runner", 0, interesting, maximum_hashes=1_000_000_000)
+    find = [HASHFINDER, "find", "--server", other.address, *search]
+    searching = subprocess.Popen(find, stdout=subprocess.PIPE, text=True)
+    agents = []
+
+    def seen(end):
+        if end > index + 2_000_000 and not agents:
+            agents.append(fleet.agent(*fleet.flags("agents/two")))
+            code, _, told = fleet.operate("ban", "one")
+            assert code == 0, told
+
+    try:
+        fake_agent(fleet, messages, "one", current, seen)
+        found = answer_in(searching.communicate(timeout=TIMEOUT_S)[0])
+    finally:
+        searching.kill()
+    assert found["secret"] == answer["secret"]
+    assert client.wait(name).done
+    code, shown, why = run("operations", "wait", name, "--server", other.address, "--json")
+    assert code == 0 and answer_in(shown)["secret"] == answer["secret"], (shown, why)
 
 
 @pytest.mark.parametrize(

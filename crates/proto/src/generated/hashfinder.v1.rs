@@ -158,7 +158,8 @@ pub struct Candidate {
     /// Whether this secret ended the search.
     #[prost(bool, tag = "6")]
     pub is_ideal: bool,
-    /// Place of the secret in enumeration order, from 0.
+    /// Place of the secret in enumeration order, from 0. If an agent of a fleet has hidden the secret
+    /// that ends a search, and was caught, it comes after candidates with higher indices.
     #[prost(uint64, tag = "7")]
     pub index: u64,
 }

@@ -292,6 +292,11 @@ impl Page<'_> {
             "Bans of agents, if the server leads its fleet; otherwise 0.",
             fleet.bans,
         )?;
+        self.counter(
+            "fleet_banned",
+            "Agents that the server has banned as the leader, because of what they did.",
+            fleet.banned,
+        )?;
         self.gauge(
             "fleet_searches",
             "Searches of the server that its fleet works on.",

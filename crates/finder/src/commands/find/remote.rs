@@ -277,16 +277,20 @@ impl FinderSearch {
     fn candidate(&mut self, candidate: &v1::Candidate) -> Result<Option<SearchEvent>> {
         let (finding, index) =
             Finding::checked(&candidate.secret, &candidate.hashed_name, &self.query)?;
+        let is_ideal = finding.distance <= self.query.ideal_distance().get();
+        // An answer that an agent of a fleet has hidden at first comes after what follows it.
+        let is_late = is_ideal && (self.from..self.frontier).contains(&index);
         let turn = self.frontier..self.end_of_search();
-        if self.answer.is_some() || !turn.contains(&index) {
+        if self.answer.is_some() || !(turn.contains(&index) || is_late) {
             // If this were accepted, a resumed search would miss candidates or report some twice.
             bail!(
                 "invalid answer from the server: {} is out of order",
                 finding.hashed_name
             );
         }
-        if finding.distance <= self.query.ideal_distance().get() {
-            self.frontier = index;
+        if is_ideal {
+            // The search for another answer begins after all that was reported.
+            self.frontier = index.max(self.frontier.saturating_sub(1));
             self.answer = Some(finding);
             return Ok(None);
         }

@@ -372,15 +372,17 @@ impl OperationSource {
     fn candidate(&mut self, candidate: &v1::Candidate) -> Result<Option<SearchEvent>> {
         let (secret, hashed_name) = (&candidate.secret, &candidate.hashed_name);
         let (finding, index) = Finding::checked(secret, hashed_name, &self.query)?;
-        if self.answer.is_some() || index < self.next {
+        let is_ideal = finding.distance <= self.query.ideal_distance().get();
+        // An answer that an agent of a fleet has hidden at first comes after what follows it.
+        if self.answer.is_some() || (index < self.next && !is_ideal) {
             bail!(
                 "invalid answer from the server: {} is out of order",
                 finding.hashed_name
             );
         }
-        self.next = index.saturating_add(1);
+        self.next = self.next.max(index.saturating_add(1));
         self.frontier = self.frontier.max(self.next);
-        if finding.distance <= self.query.ideal_distance().get() {
+        if is_ideal {
             self.answer = Some(finding);
             return Ok(None);
         }

@@ -26,6 +26,9 @@ jetstream { store_dir: STORE, sync_interval: always }
 include ./users.conf
 ";
 
+/// Begin of the file with the users, before the name of the fleet.
+const WRITTEN: &str = "# Written by `hashfinder fleet nats-config` for the fleet: ";
+
 /// Maximum size of a file with a key.
 const MOST_BYTES: u64 = 4096;
 
@@ -60,9 +63,10 @@ pub(super) struct NatsConfigArguments {
     #[arg(value_name = "AGENT", value_parser = agent)]
     agents: Vec<String>,
 
-    /// Name of the fleet, as at the end of its URL
-    #[arg(long, value_name = "NAME", default_value = "default", value_parser = pool)]
-    pool: String,
+    /// Name of the fleet, as at the end of its URL [default: that of the folder's files, or
+    /// default]
+    #[arg(long, value_name = "NAME", value_parser = pool)]
+    pool: Option<String>,
 }
 
 fn agent(text: &str) -> Result<String, &'static str> {
@@ -94,6 +98,18 @@ pub(super) fn run(arguments: NatsConfigArguments) -> Result<Exit> {
         .mode(0o700)
         .create(&in_agents);
     made.with_context(|| format!("cannot create {}", in_agents.display()))?;
+    let users_conf = folder.join("users.conf");
+    let before = pool_of(&users_conf)?;
+    let pool = match (pool, before) {
+        (Some(given), Some(before)) if given != before => {
+            say(format_args!(
+                "{}: these are the users of the fleet {before}; choose another folder for {given}",
+                users_conf.display()
+            ));
+            return Ok(Exit::Usage);
+        }
+        (given, before) => given.or(before).unwrap_or_else(|| "default".to_owned()),
+    };
     let mut users = vec![
         (Role::Server("server"), folder.join("server.txt")),
         (Role::Operator, folder.join("operator.txt")),
@@ -119,10 +135,7 @@ pub(super) fn run(arguments: NatsConfigArguments) -> Result<Exit> {
             serde_json::to_string(&rights.subscribe)?,
         )?;
     }
-    let text = format!(
-        "# Written by `hashfinder fleet nats-config`.\nauthorization {{ users: [\n{lines}] }}\n"
-    );
-    let users_conf = folder.join("users.conf");
+    let text = format!("{WRITTEN}{pool}\nauthorization {{ users: [\n{lines}] }}\n");
     // Another process, such as a broker, never sees a part of it.
     let new = folder.join("users.conf.new");
     let written = fs::write(&new, text).and_then(|()| fs::rename(&new, &users_conf));
@@ -148,6 +161,23 @@ pub(super) fn run(arguments: NatsConfigArguments) -> Result<Exit> {
         say("have the broker load the users again with: nats-server --signal reload");
     }
     Ok(Exit::Success)
+}
+
+/// Returns the fleet whose users a file has; `None` if there is none.
+fn pool_of(users_conf: &Path) -> Result<Option<String>> {
+    let text = match fs::read_to_string(users_conf) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.with_context(|| format!("cannot read {}", users_conf.display()))?,
+    };
+    let first = text.lines().next();
+    let pool = first.and_then(|line| line.strip_prefix(WRITTEN));
+    let pool = pool.with_context(|| {
+        format!(
+            "{}: not a file of this command; remove it",
+            users_conf.display()
+        )
+    })?;
+    Ok(Some(pool.to_owned()))
 }
 
 /// Returns the names of all agents: those that have a file, and new ones.

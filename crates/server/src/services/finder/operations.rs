@@ -284,6 +284,7 @@ impl Watcher {
             };
             self.send_candidates(&snapshot.record).await?;
             if snapshot.phase == Phase::Ended {
+                self.send_late_result(&snapshot.record).await?;
                 return self.send(vec![Event::Ended(ended(&snapshot.record))]).await;
             }
             let changed = async {
@@ -343,6 +344,19 @@ impl Watcher {
         }
         self.read = Some(record.candidates);
         Ok(())
+    }
+
+    /// Sends the result if it is not among the candidates. An agent of a fleet had hidden it, so
+    /// that it was found after candidates with higher indices.
+    async fn send_late_result(&self, record: &Record) -> Result<(), CallError> {
+        let Some(found) = record.found() else {
+            return Ok(());
+        };
+        if self.operations.candidates(record, found, 1).await?.first() == Some(&found) {
+            return Ok(());
+        }
+        self.send(vec![Event::Candidate(candidate(record.query(), found))])
+            .await
     }
 
     /// Sends events that belong together, in frames that are not small.

@@ -369,11 +369,13 @@ pub struct Bans {
 /// An order of an operator to the leader.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Manage {
+    /// What to do.
     #[prost(oneof = "manage::Action", tags = "1, 2, 3")]
     pub action: ::core::option::Option<manage::Action>,
 }
 /// Nested message and enum types in `Manage`.
 pub mod manage {
+    /// What to do.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Action {
         /// Agents that should return their leases and end: an ID, or its first parts.

@@ -1,9 +1,10 @@
 """Records a search at a pseudo-terminal for some seconds, and writes it as an animated SVG.
 
-usage: picture.py PROGRAM SVG SECONDS [operation]
+usage: picture.py PROGRAM SVG SECONDS [operation | fleet BROKER]
 
 With `operation`, it records how an operation is watched whose server is killed in the middle, and
-starts again.
+starts again. With `fleet`, it records the status of a fleet while an agent and the leader are killed,
+and another agent joins.
 
 The picture shows exactly what the program wrote, when it wrote it. Without animation, it shows the
 last moment before ctrl-C.
@@ -53,13 +54,17 @@ g { opacity: 0 }
 """
 
 
+def free_port():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
+
+
 class Server:
     """A server that saves operations, and can be killed."""
 
     def __init__(self, program, folder):
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            self.port = unused.getsockname()[1]
+        self.port = free_port()
         self.command = [program, "serve", "--port", str(self.port), "--state", folder]
         self.start()
 
@@ -74,10 +79,10 @@ class Server:
         self.process.stdout.close()
 
 
-def record(program, command, seconds, environment=(), steps=()):
+def record(program, command, seconds, environment=(), steps=(), ends_with=130):
     """Runs a command at a pseudo-terminal. Returns the changes of its screen as pairs (time in
     seconds, rows), and the time at which ctrl-C was pressed. `steps` are pairs (time, function) of
-    what happens meanwhile."""
+    what happens meanwhile. `ends_with` is the exit code after ctrl-C."""
     steps = list(steps)
     screen = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.ByteStream(screen)
@@ -114,9 +119,9 @@ def record(program, command, seconds, environment=(), steps=()):
     frames.append((time.monotonic() - began, rows_of(screen)))
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    if code != 130:
+    if code != ends_with:
         text = "\n".join(line.rstrip() for line in screen.display)
-        sys.exit(f"the program ended with {code} instead of 130 (ctrl-C); the screen:\n{text}")
+        sys.exit(f"the program ended with {code}, not {ends_with}; the screen:\n{text}")
     return frames, pressed
 
 
@@ -208,10 +213,73 @@ def operation(program, seconds):
         return command, *record(program, command, seconds + AWAY_S, at, steps)
 
 
+class Fleet:
+    """The processes of a fleet on this machine."""
+
+    def __init__(self, program, broker, folder, stack):
+        self.program, self.folder, self.stack = program, folder, stack
+        port = free_port()
+        self.url = f"nats://127.0.0.1:{port}"
+        at = ["-a", "127.0.0.1", "-p", str(port), "-js", "-sd", f"{folder}/store"]
+        self.start([broker, *at], "Server is ready")
+        self.ports = [free_port(), free_port()]
+        serve = [program, "serve", "--workers", "1", "--fleet", self.url, "--port"]
+        self.servers = [self.start([*serve, str(port)], "listening on") for port in self.ports]
+        self.agents = [self.agent() for _ in range(3)]
+
+    def start(self, command, until):
+        log = f"{self.folder}/{free_port()}.log"
+        with open(log, "w") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file)
+        self.stack.callback(self.kill, process)
+        deadline = time.monotonic() + 60
+        while until not in open(log).read():
+            if time.monotonic() > deadline or process.poll() is not None:
+                sys.exit(f"no {until!r}: {open(log).read()}")
+            time.sleep(0.02)
+        return process
+
+    def agent(self):
+        return self.start([self.program, "agent", "--threads", "1", "--fleet", self.url], "ready")
+
+    def kill(self, process):
+        process.kill()
+        process.wait()
+
+    def kill_leader(self):
+        """Kills the leader. Its name is that of the machine, so the status does not say which it is."""
+        leads = next(
+            server for server in self.servers
+            if "this server leads" in open(f"/proc/{server.pid}/fd/2").read()
+        )
+        self.kill(leads)
+
+
+def fleet(program, seconds, broker):
+    """Records the status of a fleet."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        machines = Fleet(program, broker, folder, stack)
+        for port in machines.ports:
+            # When the leader is dead, the other search continues.
+            search = [program, "find", "hashfinderfleet", "--server", f"127.0.0.1:{port}"]
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            stack.callback(machines.kill, subprocess.Popen(search, **quiet))
+        steps = [
+            (seconds / 5, lambda: machines.kill(machines.agents[0])),
+            (seconds / 2, machines.kill_leader),
+            (seconds * 4 / 5, machines.agent),
+        ]
+        at = {"HASHFINDER_FLEET": machines.url, "HASHFINDER_CONFIG": os.devnull}
+        command = ["fleet", "status"]
+        return command, *record(program, command, seconds, at, steps, ends_with=0)
+
+
 def main():
     program, path, seconds, *what = sys.argv[1:]
     if what == ["operation"]:
         command, frames, pressed = operation(program, float(seconds))
+    elif what[:1] == ["fleet"]:
+        command, frames, pressed = fleet(program, float(seconds), what[1])
     else:
         command = ["find", *SEARCH]
         frames, pressed = record(program, command, float(seconds))

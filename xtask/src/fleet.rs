@@ -6,6 +6,7 @@
 )]
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     net::TcpListener,
     path::{Path, PathBuf},
@@ -122,13 +123,32 @@ impl Demonstration {
         format!("nats://127.0.0.1:{}", self.broker_port)
     }
 
+    /// Returns the flags with which a user of the broker connects.
+    fn fleet(&self, user: &str) -> [OsString; 4] {
+        let credentials = self.folder.join(format!("config/{user}.txt"));
+        let (url, flag) = (self.url(), "--fleet-credentials");
+        [
+            "--fleet".into(),
+            url.into(),
+            flag.into(),
+            credentials.into(),
+        ]
+    }
+
+    /// Runs `hashfinder fleet`.
+    fn operate(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(&self.program);
+        command.arg("fleet").args(arguments);
+        output(command.args(self.fleet("operator")))
+    }
+
     fn broker(&self) -> Result<Process> {
         let broker = Process::start(
             "broker",
             &self.folder,
             Command::new(&self.broker)
-                .args(["-a", "127.0.0.1", "-js", "-sd"])
-                .arg(self.folder.join("broker"))
+                .arg("-c")
+                .arg(self.folder.join("config/nats.conf"))
                 .args(["-p", &self.broker_port.to_string()]),
         )?;
         broker.wait_for("Server is ready")?;
@@ -140,8 +160,8 @@ impl Demonstration {
             &format!("server-{number}"),
             &self.folder,
             Command::new(&self.program)
-                .args(["serve", "--fleet", &self.url(), "--port"])
-                .arg(port.to_string()),
+                .args(["serve", "--port", &port.to_string()])
+                .args(self.fleet("server")),
         )?;
         server.wait_for("listening on")?;
         Ok(server)
@@ -151,7 +171,9 @@ impl Demonstration {
         let agent = Process::start(
             &format!("agent-{number}"),
             &self.folder,
-            Command::new(&self.program).args(["agent", "--threads", "1", "--fleet", &self.url()]),
+            Command::new(&self.program)
+                .args(["agent", "--threads", "1"])
+                .args(self.fleet(&format!("agents/agent-{number}"))),
         )?;
         agent.wait_for("ready")?;
         Ok(agent)
@@ -159,9 +181,7 @@ impl Demonstration {
 
     /// Prints the state of the fleet.
     fn status(&self) -> Result<()> {
-        let mut command = Command::new(&self.program);
-        let status = output(command.args(["fleet", "status", "--fleet", &self.url()]))?;
-        for line in status.lines() {
+        for line in self.operate(&["status"])?.lines() {
             println!("          {}", line.replace('\t', "  "));
         }
         Ok(())
@@ -275,6 +295,11 @@ pub(crate) fn run(form: Form) -> Result<()> {
         Form::Short => "3000000000",
     };
     println!("logs are in {}", on.folder.display());
+    let mut config = Command::new(&on.program);
+    config.args(["fleet", "nats-config"]);
+    config.arg(on.folder.join("config"));
+    output(config.args((1..=5).map(|number| format!("agent-{number}"))))?;
+    on.say("fleet nats-config has written users for a broker: each agent is one");
     let mut broker = on.broker()?;
     on.say(&format!("a NATS broker is ready at {}", on.url()));
     let ports = [free_port()?, free_port()?];
@@ -372,6 +397,17 @@ pub(crate) fn run(form: Form) -> Result<()> {
     agents[0] = on.agent(5)?;
     on.say("agent-5 joins");
     sleep(Duration::from_secs(2));
+    on.status()?;
+    on.operate(&["ban", "agent-3", "--reason", "its memory is broken"])?;
+    on.say("fleet ban agent-3: what it has tried is tried again");
+    agents[2].wait_for("is banned: its memory is broken")?;
+    on.operate(&["drain", "agent-4"])?;
+    on.say("fleet drain agent-4");
+    let ended = wait("agent-4 to end", || agents[3].child.try_wait().ok()?)?;
+    ensure!(ended.success(), "agent-4 has ended with {ended}");
+    on.say("agent-4 has returned its leases, and ended");
+    on.operate(&["unban", "agent-3"])?;
+    on.say("fleet unban agent-3");
     on.status()?;
 
     let began = Instant::now();

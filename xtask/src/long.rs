@@ -34,6 +34,9 @@ const FLEET_SIZES: [(&str, &str); 3] = [
 /// Sizes of large simulated fleets, how often each runs, and the number of searches.
 const FLEETS: [(&str, &str, &str); 2] = [("2200", "200", "40"), ("10000", "3", "10")];
 
+/// The last commit whose agents speak version 1 of the protocol of fleets.
+const EARLIER: &str = "79b9dcb";
+
 /// Seconds between the starts of operations that search the same secrets. In the tests, it is one
 /// second.
 const APART: &str = "60";
@@ -133,6 +136,9 @@ pub(crate) fn fleet(part: Option<&str>) -> Result<()> {
     if part.is_none_or(|part| part == "operations") {
         fleet_operations()?;
     }
+    if part.is_none_or(|part| part == "versions") {
+        fleet_versions()?;
+    }
     Ok(())
 }
 
@@ -208,6 +214,40 @@ fn fleet_operations() -> Result<()> {
              - Processes killed: {kills}.\n\
              - Times that values of the bucket were removed or set back: {losses}."
         ),
+    )
+}
+
+/// Builds an agent that speaks the first version of the protocol, and lets it meet a leader of this
+/// version.
+fn fleet_versions() -> Result<()> {
+    let (code, built) = (target().join("earlier"), target().join("earlier-build"));
+    if !code.exists() {
+        let mut checkout = Command::new("git");
+        checkout.args(["worktree", "add", "--force", "--detach"]);
+        step("the earlier code", checkout.arg(&code).arg(EARLIER))?;
+    }
+    step(
+        "the earlier program",
+        cargo("build -p hashfinder --bin hashfinder")
+            .arg("--manifest-path")
+            .arg(code.join("Cargo.toml"))
+            .arg("--target-dir")
+            .arg(&built),
+    )?;
+    step(
+        "the program",
+        &mut cargo("build --workspace --bins --features hashfinder/jemalloc"),
+    )?;
+    let python = prepare_python()?;
+    step(
+        "an earlier agent",
+        Command::new(&python)
+            .args(["-m", "pytest", "--quiet", "-rs", "-k", "earlier"])
+            .arg(format!("{END_TO_END}/test_fleet_rights.py"))
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("BROKERS", prepare_brokers(&python)?)
+            .env("HASHFINDER", target().join("debug/hashfinder"))
+            .env("OLD_HASHFINDER", built.join("debug/hashfinder")),
     )
 }
 

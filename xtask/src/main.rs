@@ -51,9 +51,9 @@ Long forms of checks, which write bench/RESULTS.md or, for attacks and soak, ben
   long kernels        10^9 secrets for every kernel
   long kills          10,000 searches, stopped in every way and resumed
   long operations     1,000 kills of a server that runs operations
-  long fleet [schedules | waits | kills | operations]
+  long fleet [schedules | waits | kills | operations | versions]
                       10^5 simulated schedules of fleets, large fleets, and 500 kills of the processes
-                      of a real one: six hours in all
+                      of a real one, and an agent of an earlier version: six hours in all
   long schedules      10^6 random schedules of the engine, operations and the cancellation layer
   long streams        10^6 streams, started and cancelled
   long image          the static program of the container image
@@ -61,7 +61,7 @@ Long forms of checks, which write bench/RESULTS.md or, for attacks and soak, ben
   fleet               a broker, two servers and four agents on this machine: kills some of them while
                       they search, and prints what happens
 
-  picture             record terminals, and write docs/find.svg and docs/operation.svg
+  picture             record terminals, and write docs/find.svg, docs/operation.svg and docs/fleet.svg
 
 --short after `bench NAME`, `long attack`, `long soak`, `long fuzz`, `long image`, `fleet` or `picture` does as
 little as shows that the command works, with the programs that `test` has built. It writes nothing.";
@@ -97,7 +97,7 @@ fn main() -> ExitCode {
             [
                 "long",
                 "fleet",
-                part @ ("schedules" | "waits" | "kills" | "operations"),
+                part @ ("schedules" | "waits" | "kills" | "operations" | "versions"),
             ],
             Form::Long,
         ) => long::fleet(Some(*part)),

@@ -3,9 +3,13 @@
 //! Only the leader changes them. They are the value of one key, so that a new leader reads all of
 //! them before it deals a lease.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime},
+};
 
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use hashfinder_fleet::Term;
 use hashfinder_proto::fleet::v1 as pb;
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
@@ -52,21 +56,33 @@ pub(crate) struct Save {
 }
 
 /// Reads the bans. Returns them with what saves later ones.
-pub(crate) async fn open(broker: &Broker, key: &Key) -> Result<(Vec<pb::Ban>, Saver), String> {
+pub(crate) async fn open(
+    broker: &Broker,
+    key: &Key,
+    term: Term,
+) -> Result<(Vec<pb::Ban>, Saver), String> {
     let (revision, bans) = read(key).await?;
+    let bans = bans.bans;
     let (saver, to_save) = unbounded_channel();
-    let saving = save_all(broker.clone(), key.clone(), revision, bans.clone(), to_save);
+    let saving = save_all(
+        broker.clone(),
+        key.clone(),
+        revision,
+        bans.clone(),
+        term,
+        to_save,
+    );
     tokio::spawn(saving);
     Ok((bans, saver))
 }
 
 /// Reads the bans from the leader of the bucket's stream.
-async fn read(key: &Key) -> Result<(u64, Vec<pb::Ban>), String> {
+async fn read(key: &Key) -> Result<(u64, pb::Bans), String> {
     let subject = key.subject(NAME);
     let message = key.store().stream.get_last_raw_message_by_subject(&subject);
     match message.await {
         Ok(message) if message.headers.get(bucket::OPERATION).is_some() => {
-            Ok((message.sequence, Vec::new()))
+            Ok((message.sequence, pb::Bans::default()))
         }
         Ok(message) => {
             let bans: Result<pb::Bans, Invalid> = wire::decode(&message.payload);
@@ -75,10 +91,10 @@ async fn read(key: &Key) -> Result<(u64, Vec<pb::Ban>), String> {
                     "the bans cannot be read; remove the value of {subject} to end all: {error}"
                 )
             })?;
-            Ok((message.sequence, bans.bans))
+            Ok((message.sequence, bans))
         }
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
-            Ok((0, Vec::new()))
+            Ok((0, pb::Bans::default()))
         }
         Err(error) => Err(format!("the bans cannot be read: {error}")),
     }
@@ -89,6 +105,12 @@ struct Saved {
     key: Key,
     revision: u64,
     bans: Vec<pb::Ban>,
+    /// The term of this leader. A later one knows better.
+    term: Term,
+    /// Whether the broker has these bans.
+    is_saved: bool,
+    /// Names of all bans of this leader, also of those that have ended.
+    names: BTreeSet<String>,
     /// Bans of an earlier leader, which were written after this one has begun. They are kept for
     /// the next leader.
     others: Vec<pb::Ban>,
@@ -99,12 +121,16 @@ async fn save_all(
     key: Key,
     revision: u64,
     bans: Vec<pb::Ban>,
+    term: Term,
     mut to_save: UnboundedReceiver<Save>,
 ) {
     let mut saved = Saved {
         key,
         revision,
+        names: bans.iter().map(|ban| ban.name.clone()).collect(),
         bans,
+        term,
+        is_saved: true,
         others: Vec::new(),
     };
     loop {
@@ -115,6 +141,7 @@ async fn save_all(
         let Some(Save { bans, reply }) = received else {
             return;
         };
+        saved.names.extend(bans.iter().map(|ban| ban.name.clone()));
         saved.bans = bans;
         let done = saved.write().await;
         if let Err(why) = &done {
@@ -137,7 +164,7 @@ impl Saved {
         let Ok((latest, _)) = read(&self.key).await else {
             return;
         };
-        if latest != self.revision && !self.bans.is_empty() {
+        if latest != self.revision || !self.is_saved {
             // What fails now is tried again at the next check.
             let _ = self.write().await;
         }
@@ -145,17 +172,18 @@ impl Saved {
 
     async fn write(&mut self) -> Result<(), String> {
         let mut attempt = 0;
+        self.is_saved = false;
         loop {
-            let is_other = |other: &&pb::Ban| self.bans.iter().all(|ban| ban.name != other.name);
-            let others = self.others.iter().filter(is_other);
-            let bans = self.bans.iter().chain(others).take(MOST_BANS).cloned();
+            let bans = self.bans.iter().chain(&self.others);
             let value = wire::encode(&pb::Bans {
-                bans: bans.collect(),
+                bans: bans.take(MOST_BANS).cloned().collect(),
+                term: Some(wire::term(self.term)),
             });
             let written = self.key.store().update(NAME, value, self.revision).await;
             let why = match written {
                 Ok(revision) => {
                     self.revision = revision;
+                    self.is_saved = true;
                     return Ok(());
                 }
                 Err(error) => error.to_string(),
@@ -171,8 +199,13 @@ impl Saved {
             if let Ok((latest, others)) = read(&self.key).await
                 && latest != self.revision
             {
+                if wire::read_term(others.term) > self.term {
+                    return Err("another server leads".to_owned());
+                }
                 self.revision = latest;
-                self.others.extend(others);
+                let names = &self.names;
+                let others = others.bans.into_iter();
+                self.others = others.filter(|ban| !names.contains(&ban.name)).collect();
             }
         }
     }

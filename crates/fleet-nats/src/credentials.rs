@@ -101,10 +101,11 @@ impl Credentials {
 
     /// Returns who an agent with these credentials is.
     pub(crate) fn identity(&self) -> Result<Identity, String> {
-        self.identity.clone().ok_or_else(|| {
+        let identity = self.identity.clone();
+        identity.filter(|name| *name.0 != *ANYONE).ok_or_else(|| {
             format!(
                 "the name of an agent's user may have letters, digits, - and _, at most \
-                 {LONGEST_IDENTITY} of them"
+                 {LONGEST_IDENTITY} of them, and must not be {ANYONE}"
             )
         })
     }
@@ -156,6 +157,7 @@ mod tests {
             (account.clone(), Err("expected SEED"), false),
             (jwt.to_owned(), Err("no seed"), false),
             ("a.b:secret".to_owned(), Err("agent's user"), true),
+            ("anyone:secret".to_owned(), Err("agent's user"), true),
             (":secret".to_owned(), Err("expected SEED"), false),
             ("secret".to_owned(), Err("expected SEED"), false),
             ("a:b\nc:d".to_owned(), Err("one line"), false),

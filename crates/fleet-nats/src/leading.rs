@@ -225,6 +225,13 @@ impl Leading {
         let (Some(reply), true) = (reply, is_agent) else {
             return Err(wire::invalid("its agent is not the one of its subjects"));
         };
+        if !self.leader.has_room_for(agent) {
+            let why = "the fleet has its maximum number of agents, or that of this user";
+            let rejected = wire::rejected(self.term(), why.to_owned());
+            self.outgoing
+                .push(Outgoing::Reply(reply, wire::encode(&rejected)));
+            return Ok(());
+        }
         let orders = self.leader.work(&work, election.may_deal(now), now);
         let mut orders = wire::orders(&orders);
         for Banned {

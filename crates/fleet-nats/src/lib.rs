@@ -47,7 +47,7 @@ mod status;
 mod warnings;
 mod wire;
 
-pub use hashfinder_fleet::{Beat, LeaderSettings, Listed, SILENT_AFTER, Term, means};
+pub use hashfinder_fleet::{ANYONE, Beat, LeaderSettings, Listed, SILENT_AFTER, Term, means};
 
 pub use self::{
     agent::{AgentError, AgentOptions, run_agent},

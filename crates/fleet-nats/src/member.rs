@@ -303,7 +303,7 @@ impl Member {
         let beginning = async {
             let messages = subscribe(&self.broker, term).await;
             let messages = messages.map_err(|error| error.to_string())?;
-            let (bans, saver) = bans::open(&self.broker, &self.key).await?;
+            let (bans, saver) = bans::open(&self.broker, &self.key, term).await?;
             Ok::<_, String>((messages, bans, saver))
         };
         let (messages, bans, saver) = match timeout(BEGIN_TIMEOUT, beginning).await {

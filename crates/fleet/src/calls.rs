@@ -1,7 +1,7 @@
 //! The calls of a fleet: what each has found that its server has not confirmed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     task::{Wake, Waker},
     time::Duration,
@@ -157,10 +157,11 @@ impl Calls {
             if let Some((outcome, hidden)) = outcome {
                 state = SearchState::Ended;
                 call.outcome = Some(outcome);
-                let last = call.last.take();
-                match hidden {
-                    Some(index) => call.end_at(index),
-                    None => last.into_iter().for_each(|last| call.take(last)),
+                if let Some(last) = call.last.take() {
+                    call.take(last);
+                }
+                if let Some(hidden) = hidden {
+                    call.end_at(hidden);
                 }
             } else if call.last.is_some() {
                 state = SearchState::Running;
@@ -179,6 +180,15 @@ impl Calls {
     /// Returns the search of a call.
     pub(crate) fn search(&self, call: &str) -> Option<SearchId> {
         Some(self.calls.get(call)?.search)
+    }
+
+    /// Returns all searches of all calls, also those that have tried something again.
+    pub(crate) fn searches(&self) -> HashSet<SearchId> {
+        let of_call = |call: &Call| {
+            let retries = call.retry.all().iter().copied();
+            retries.chain([call.search]).collect::<Vec<_>>()
+        };
+        self.calls.values().flat_map(of_call).collect()
     }
 
     /// Returns all calls.
@@ -280,7 +290,7 @@ impl Call {
 
     /// Ends the call with an ideal hit that was hidden. What was found after it does not count.
     fn end_at(&mut self, hidden: Index) {
-        self.unconfirmed.clear();
+        self.unconfirmed.retain(|found| found.index < hidden);
         let ended = Checkpoint::restore(&self.query, Vec::new(), &[], hidden + 1);
         if let Ok(ended) = ended {
             self.checkpoint = ended;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Range,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -70,6 +71,9 @@ const LEAST_UNTRUSTED: u64 = 16;
 /// Maximum size of the set of queries of an audited lease, in bytes: it is sent only for this
 /// lease.
 const MOST_AUDITED_BYTES: usize = 16 << 10;
+
+/// Time between two looks at what agents have tried for searches that have ended.
+const FORGETS_EVERY: Duration = Duration::from_secs(30);
 
 /// Hashes per second of a worker of speed 1.
 const UNIT: f64 = 1e6;
@@ -146,7 +150,7 @@ pub struct Leader {
     short: BTreeSet<AgentId>,
     /// Where agents have panicked: the set of queries and the first secret of the lease, the agent,
     /// and how often it did.
-    failures: HashMap<(u64, Index), (AgentId, u64)>,
+    failures: HashMap<(u64, Index), BTreeMap<AgentId, u64>>,
     /// Draws decoys.
     rng: StdRng,
     /// Names of agents that get no leases, and why.
@@ -157,6 +161,8 @@ pub struct Leader {
     distrusted: Vec<AgentId>,
     /// Whether all leases are recalled, and no more are dealt.
     is_closing: bool,
+    /// When the leases of ended searches were forgotten.
+    forgot: Duration,
 }
 
 /// The queries of leases with the same matcher.
@@ -206,6 +212,7 @@ impl Leader {
             banned: Vec::new(),
             distrusted: Vec::new(),
             is_closing: false,
+            forgot: Duration::ZERO,
         }
     }
 
@@ -227,7 +234,7 @@ impl Leader {
         }
         let agent = &work.agent;
         let is_banned = self.ban_of(agent).is_some();
-        if !self.roster.has_room_for(agent) {
+        if !self.has_room_for(agent) {
             return orders;
         }
         let member = self.roster.agents.entry(agent.clone());
@@ -289,8 +296,11 @@ impl Leader {
         let took = report.took.min(now.saturating_sub(dealt.at));
         let lease = report.lease;
         let decoys = dealt.audit.as_ref().map_or(0, Audit::decoys);
-        if report.hits.len() > 2 * (dealt.hit_limit + decoys) {
-            // It would take long to check them.
+        let Range { start, end } = dealt.range;
+        // Many hits would take long to check.
+        if !(start..=end).contains(&report.tried)
+            || report.hits.len() > 2 * (dealt.hit_limit + decoys)
+        {
             self.dispatcher.give_back(lease, now);
             self.count_false_report(agent, now);
             return;
@@ -314,9 +324,8 @@ impl Leader {
                 if let Some(hashes) = hashes {
                     member.measured(hashes, took);
                 }
-                let unit = self.unit(agent);
                 self.roster
-                    .covered(unit, dealt.searches, dealt.start.1..tried);
+                    .covered(agent, dealt.searches, dealt.range.start..tried);
             }
             (Err(_), _) => self.count_false_report(agent, now),
         }
@@ -328,7 +337,7 @@ impl Leader {
         let Some(audit) = &dealt.audit else {
             return (tried, hits);
         };
-        let first = dealt.start.1;
+        let first = dealt.range.start;
         hits.retain(|index| {
             // Others are false, which is noticed later.
             let is_tried = (first..tried).contains(index);
@@ -463,24 +472,48 @@ impl Leader {
         }
     }
 
+    /// Whether an agent can be heard: it is known, or there is room for it.
+    #[must_use]
+    pub fn has_room_for(&self, agent: &str) -> bool {
+        let user = agent.split('.').next().unwrap_or_default();
+        self.roster.agents.contains_key(agent)
+            || self.roster.has_room()
+                && !(self.settings.is_untrusted && user != ANYONE && self.roster.is_full_of(user))
+    }
+
+    /// Whether agents that have panicked at the same secrets confirm each other. They must not be of
+    /// the same machine (or user, if agents may lie), unless all are.
+    fn is_confirmed(&self, before: &BTreeMap<AgentId, u64>, agent: &AgentId) -> bool {
+        let unit = self.unit(agent);
+        let is_other = |other: &AgentId| self.unit(other) != unit;
+        if before.keys().any(is_other) {
+            return true;
+        }
+        let mut able = self.roster.agents.iter();
+        let has_others = able.any(|(other, member)| member.is_trusted() && is_other(other));
+        !has_others && before.keys().any(|other| other != agent)
+    }
+
     /// Handles an agent's report that trying a lease has panicked. Another agent tries it next.
     /// Only if that one panics, too, the cause is a search, and not the first agent's machine.
     fn take_failure(&mut self, agent: &AgentId, dealt: &Dealt, lease: LeaseId, now: Duration) {
-        if let Some((first, times)) = self.failures.get(&dealt.start)
-            && self.unit(first) != self.unit(agent)
+        let key = (dealt.set, dealt.range.start);
+        if let Some(before) = self.failures.get(&key)
+            && self.is_confirmed(before, agent)
         {
-            if let Some(first) = self.roster.agents.get_mut(first) {
-                first.panics = first.panics.saturating_sub(*times);
+            for (other, times) in self.failures.remove(&key).unwrap_or_default() {
+                if let Some(other) = self.roster.agents.get_mut(&other) {
+                    other.panics = other.panics.saturating_sub(times);
+                }
             }
-            self.failures.remove(&dealt.start);
             self.dispatcher.fail(lease, now);
             return;
         }
         if self.failures.len() >= MOST_FAILURES {
             self.failures.clear();
         }
-        let new = || (agent.clone(), 0);
-        self.failures.entry(dealt.start).or_insert_with(new).1 += 1;
+        let before = self.failures.entry(key).or_default();
+        *before.entry(agent.clone()).or_default() += 1;
         if let Some(member) = self.roster.agents.get_mut(agent) {
             member.panics += 1;
             if member.panics == MOST_FALSE_REPORTS {
@@ -547,7 +580,8 @@ impl Leader {
                 at: now,
                 sequence: work.sequence,
                 recalled: None,
-                start: (base, lease.range().start),
+                set: base,
+                range: lease.range(),
                 searches,
                 hit_limit: lease.hit_limit(),
                 audit,
@@ -686,6 +720,12 @@ impl Leader {
         self.dispatcher.tick(now);
         self.calls.tick(&mut self.dispatcher, now);
         (_, self.rate) = self.roster.capacity(now);
+        if now.saturating_sub(self.forgot) >= FORGETS_EVERY {
+            self.forgot = now;
+            let searches = self.calls.searches();
+            self.roster
+                .forget_covered(|search| !searches.contains(&search));
+        }
         let agents = &self.roster.agents;
         self.short.retain(|agent| agents.contains_key(agent));
         self.note_recalls(now);

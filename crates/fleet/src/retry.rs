@@ -85,7 +85,15 @@ impl Retry {
                 Some(failed @ Outcome::Failed(_)) => self.failed = Some(failed),
                 // It continues once some of its quota is available again.
                 Some(Outcome::QuotaSpent { .. } | Outcome::Stopped(_)) => {
-                    self.ranges.extend_from_slice(advance.checkpoint.to_cover());
+                    let left = &advance.checkpoint;
+                    self.ranges.extend_from_slice(left.to_cover());
+                    // It may have found the hit before it has tried all that comes before.
+                    let held = left.held().map(|index| of.query.candidate(index));
+                    let found = held
+                        .into_iter()
+                        .find(|found| of.query.is_ideal(found.distance));
+                    let ideals = found.into_iter().chain(self.ideal);
+                    self.ideal = ideals.min_by_key(|ideal| ideal.index);
                 }
             }
             has_news = true;

@@ -29,9 +29,16 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 /// leases: its machine is broken, or it lies.
 pub(crate) const MOST_FALSE_REPORTS: u64 = 3;
 
-/// Number of leases of a machine or a user that are tried again if it is banned. Of a machine that
-/// hides all hits, 64 are tried on average until then.
+/// Number of leases of an agent that are tried again if it is banned. Of a machine that hides all
+/// hits, 64 are tried on average until then.
 const MOST_RECENT: usize = 1024;
+
+/// Maximum number of leases to remember for that, of all agents together: 64 MiB. With more than
+/// 2,048 agents, each has fewer.
+const MOST_RECENT_IN_ALL: usize = 1 << 21;
+
+/// Maximum number of agents of a user, if agents may lie.
+const MOST_AGENTS_OF_USER: usize = 1024;
 
 /// Maximum number of agents. One that is forgotten makes room.
 const MOST_AGENTS: usize = 1 << 14;
@@ -52,8 +59,9 @@ pub(crate) struct Roster {
     pub(crate) agents: BTreeMap<AgentId, Member>,
     /// The agent that has each lease.
     holders: HashMap<LeaseId, AgentId>,
-    /// What the agents of each machine or user have reported as tried: the latest leases, in order.
-    recent: BTreeMap<Arc<str>, VecDeque<Covered>>,
+    /// What each agent has reported as tried: the latest leases, in order. Those that have left are
+    /// there, too.
+    recent: BTreeMap<AgentId, VecDeque<Covered>>,
 }
 
 /// An agent, as the leader knows it.
@@ -92,8 +100,10 @@ pub(crate) struct Dealt {
     pub(crate) sequence: u64,
     /// When it was recalled.
     pub(crate) recalled: Option<Duration>,
-    /// Its set of queries, without decoys, and its first secret.
-    pub(crate) start: (u64, Index),
+    /// Its set of queries, without decoys.
+    pub(crate) set: u64,
+    /// The secrets to try.
+    pub(crate) range: Range<Index>,
     /// The searches that it serves.
     pub(crate) searches: Arc<[SearchId]>,
     /// Number of hits of these that end it.
@@ -189,22 +199,23 @@ impl Member {
 }
 
 impl Roster {
-    /// Whether an agent is known, or can be added.
-    pub(crate) fn has_room_for(&self, agent: &AgentId) -> bool {
-        self.agents.len() < MOST_AGENTS || self.agents.contains_key(agent)
+    /// Whether there is room for another agent.
+    pub(crate) fn has_room(&self) -> bool {
+        self.agents.len() < MOST_AGENTS
     }
 
-    /// Records secrets that an agent of this machine or user has tried.
-    pub(crate) fn covered(&mut self, of: Arc<str>, searches: Arc<[SearchId]>, range: Range<Index>) {
+    /// Records secrets that an agent has tried.
+    pub(crate) fn covered(
+        &mut self,
+        agent: &AgentId,
+        searches: Arc<[SearchId]>,
+        range: Range<Index>,
+    ) {
         if range.is_empty() {
             return;
         }
-        if self.recent.len() >= MOST_AGENTS && !self.recent.contains_key(&of) {
-            let agents = &self.agents;
-            let is_there = |name: &str| agents.keys().any(|agent| means(name, agent));
-            self.recent.retain(|name, _| is_there(name));
-        }
-        let recent = self.recent.entry(of).or_default();
+        let most = (MOST_RECENT_IN_ALL / (self.recent.len() + 1)).min(MOST_RECENT);
+        let recent = self.recent.entry(agent.clone()).or_default();
         if let Some((of, last)) = recent.back_mut()
             && Arc::ptr_eq(of, &searches)
             && last.end == range.start
@@ -212,23 +223,30 @@ impl Roster {
             last.end = range.end;
             return;
         }
-        if recent.len() == MOST_RECENT {
+        while recent.len() >= most.max(1) {
             recent.pop_front();
         }
         recent.push_back((searches, range));
     }
 
-    /// Takes what the agents that a name means have tried, and others of the same machine.
+    /// Takes what the agents that a name means have tried, also those that have left.
     pub(crate) fn take_covered(&mut self, name: &str) -> Vec<Covered> {
-        let is_meant = |of: &Arc<str>| means(name, of) || means(of, name);
-        let units: Vec<Arc<str>> = self
-            .recent
-            .keys()
-            .filter(|of| is_meant(of))
-            .cloned()
-            .collect();
-        let taken = units.iter().filter_map(|of| self.recent.remove(of));
+        let agents = self.recent.keys().filter(|agent| means(name, agent));
+        let agents: Vec<AgentId> = agents.cloned().collect();
+        let taken = agents.iter().filter_map(|agent| self.recent.remove(agent));
         taken.flatten().collect()
+    }
+
+    /// Forgets what agents have tried for searches that have all ended.
+    pub(crate) fn forget_covered(&mut self, is_over: impl Fn(SearchId) -> bool) {
+        let mut known: HashMap<*const SearchId, bool> = HashMap::new();
+        self.recent.retain(|_, recent| {
+            recent.retain(|(searches, _)| {
+                let all = || searches.iter().all(|search| is_over(*search));
+                !*known.entry(searches.as_ptr()).or_insert_with(all)
+            });
+            !recent.is_empty()
+        });
     }
 
     /// Gives an agent a lease.
@@ -256,6 +274,12 @@ impl Roster {
             self.take(agent, *lease);
         }
         leases
+    }
+
+    /// Whether the roster has as many agents of a user as it may have, if agents may lie.
+    pub(crate) fn is_full_of(&self, user: &str) -> bool {
+        let of_user = self.agents.keys().filter(|agent| means(user, agent));
+        of_user.count() >= MOST_AGENTS_OF_USER
     }
 
     /// Returns all leases of all agents.

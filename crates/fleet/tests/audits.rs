@@ -303,7 +303,7 @@ fn what_earlier_agents_of_a_banned_machine_have_tried_is_tried_again() {
     assert!(scene.leader.agents(scene.now).is_empty());
     scene
         .leader
-        .ban("user.machine.2".into(), "broken".into(), scene.now);
+        .ban("user.machine".into(), "broken".into(), scene.now);
     let mut other = scene.agent("other.machine.1");
     scene.tried.clear();
     for _ in 0..100 {

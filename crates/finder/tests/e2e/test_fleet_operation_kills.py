@@ -117,6 +117,20 @@ class Harness(FleetHarness):
         except grpc.RpcError as error:
             assert error.code() in AWAY, error
 
+    def delete(self, name):
+        """Deletes an operation. If the first answer was lost, a later one says that it is gone."""
+        attempts = []
+
+        def attempt(client):
+            attempts.append(client)
+            try:
+                client.delete(name)
+            except grpc.RpcError as error:
+                if error.code() != CODE.NOT_FOUND or len(attempts) == 1:
+                    raise
+
+        self.insist(attempt)
+
     def left(self):
         return sorted(self.wanted.keys() - self.ended)
 
@@ -202,7 +216,7 @@ def test_operations_survive_every_kill_of_a_fleets_processes(harness):
         if cancelling:
             cancelling.result(TIMEOUT_S)
         for name in sorted(harness.ended - harness.deleted)[:2]:
-            harness.insist(lambda client: client.delete(name))
+            harness.delete(name)
             harness.deleted.add(name)
     harness.finish()
     counts = harness.counts

@@ -362,9 +362,12 @@ pub struct Ban {
 /// Value of the key with all bans.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Bans {
-    /// The bans, by name.
+    /// The bans.
     #[prost(message, repeated, tag = "1")]
     pub bans: ::prost::alloc::vec::Vec<Ban>,
+    /// The term of the leader that has written them.
+    #[prost(message, optional, tag = "2")]
+    pub term: ::core::option::Option<Term>,
 }
 /// An order of an operator to the leader.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -103,6 +103,7 @@ impl RemoteSearch {
             options,
             from: query.start(),
             progressed: query.start(),
+            reported: query.start(),
             frontier: query.start(),
             call,
             first: Some(first),
@@ -206,6 +207,8 @@ pub(super) struct FinderSearch {
     /// According to the server's reports, every index below it was tried, and everything found
     /// there was reported.
     frontier: Index,
+    /// Candidates below this index were reported before.
+    reported: Index,
     /// The call under way. After an answer that is not the last, another begins at the next secret.
     call: StreamingCall<v1::SearchEvent>,
     /// The call's first message, until it is processed.
@@ -288,14 +291,17 @@ impl FinderSearch {
                 finding.hashed_name
             );
         }
+        if is_late {
+            // The search for another answer begins after it. What is not an answer was reported.
+            self.reported = self.reported.max(self.frontier);
+        }
         if is_ideal {
-            // The search for another answer begins after all that was reported.
-            self.frontier = index.max(self.frontier.saturating_sub(1));
+            self.frontier = index;
             self.answer = Some(finding);
             return Ok(None);
         }
         self.frontier = index + 1;
-        Ok(Some(SearchEvent::Candidate(finding)))
+        Ok((index >= self.reported).then_some(SearchEvent::Candidate(finding)))
     }
 
     /// Returns the event to report when the call has ended; `None` if the connection was lost and

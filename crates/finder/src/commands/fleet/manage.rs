@@ -32,9 +32,9 @@ pub(super) struct DrainArguments {
 
 /// Keep agents from getting work.
 ///
-/// What they have is given to others, and what their machines have reported as tried is tried
-/// again, as far as the leader remembers it (1,024 leases of each, since it was elected). The ban
-/// holds until `unban`, also for agents that start later, and under other leaders.
+/// What they have is given to others, and what they have reported as tried is tried again, as far
+/// as the leader remembers it (1,024 leases of each, since it was elected). The ban holds until
+/// `unban`, also for agents that start later, and under other leaders.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

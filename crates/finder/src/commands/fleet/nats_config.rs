@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use hashfinder_fleet_nats::{BrokerAddress, Role, is_name, new_key, public_key, rights_of};
+use hashfinder_fleet_nats::{ANYONE, BrokerAddress, Role, is_name, new_key, public_key, rights_of};
 use hashfinder_system::files;
 
 use crate::{exit::Exit, terminal::say};
@@ -70,9 +70,9 @@ pub(super) struct NatsConfigArguments {
 }
 
 fn agent(text: &str) -> Result<String, &'static str> {
-    match is_name(text) {
+    match is_name(text) && text != ANYONE {
         true => Ok(text.to_owned()),
-        false => Err("expected letters, digits, - and _, at most 64 of them"),
+        false => Err("expected letters, digits, - and _, at most 64 of them, and not anyone"),
     }
 }
 

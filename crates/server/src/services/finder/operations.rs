@@ -169,13 +169,27 @@ pub(super) async fn list(
     let indices = access.operations()?.candidates(record, from, size + 1);
     let indices = indices.await?;
     let next = indices.get(size).map(Index::to_string);
-    let candidates = indices.into_iter().take(size);
+    let late = match next {
+        Some(_) => None,
+        None => late_result(access.operations()?, record).await?,
+    };
+    let candidates = indices.into_iter().take(size).chain(late);
     Ok(ListCandidatesResponse {
         candidates: candidates
             .map(|index| candidate(record.query(), index))
             .collect(),
         next_page_token: next.unwrap_or_default(),
     })
+}
+
+/// Returns the result of an operation if it is not among the candidates. An agent of a fleet had
+/// hidden it, so that it was found after candidates with higher indices.
+async fn late_result(operations: &Operations, record: &Record) -> Result<Option<Index>, CallError> {
+    let Some(found) = record.found() else {
+        return Ok(None);
+    };
+    let at = operations.candidates(record, found, 1).await?;
+    Ok((at.first() != Some(&found)).then_some(found))
 }
 
 /// The response stream of a WatchOperation.
@@ -284,7 +298,10 @@ impl Watcher {
             };
             self.send_candidates(&snapshot.record).await?;
             if snapshot.phase == Phase::Ended {
-                self.send_late_result(&snapshot.record).await?;
+                let late = late_result(&self.operations, &snapshot.record).await?;
+                let late = late.map(|index| candidate(snapshot.record.query(), index));
+                self.send(late.into_iter().map(Event::Candidate).collect())
+                    .await?;
                 return self.send(vec![Event::Ended(ended(&snapshot.record))]).await;
             }
             let changed = async {
@@ -344,19 +361,6 @@ impl Watcher {
         }
         self.read = Some(record.candidates);
         Ok(())
-    }
-
-    /// Sends the result if it is not among the candidates. An agent of a fleet had hidden it, so
-    /// that it was found after candidates with higher indices.
-    async fn send_late_result(&self, record: &Record) -> Result<(), CallError> {
-        let Some(found) = record.found() else {
-            return Ok(());
-        };
-        if self.operations.candidates(record, found, 1).await?.first() == Some(&found) {
-            return Ok(());
-        }
-        self.send(vec![Event::Candidate(candidate(record.query(), found))])
-            .await
     }
 
     /// Sends events that belong together, in frames that are not small.

@@ -1,5 +1,5 @@
-//! `cargo xtask picture`: records a search at a terminal for the README, an operation, and the status
-//! of a fleet.
+//! `cargo xtask picture`: records a search at a terminal for the README, an operation, and the
+//! status of a fleet.
 
 use std::{ffi::OsStr, path::PathBuf, process::Command};
 
@@ -10,8 +10,8 @@ use crate::{
     tools::{BROKER, prepare_brokers, prepare_python},
 };
 
-/// Draws `docs/find.svg`, `docs/operation.svg` and `docs/fleet.svg`. The short form records for a second, and draws
-/// under target/.
+/// Draws `docs/find.svg`, `docs/operation.svg` and `docs/fleet.svg`. The short form records for a
+/// second, and draws under target/.
 pub(crate) fn run(form: Form) -> Result<()> {
     let python = prepare_python()?;
     if form == Form::Long {

@@ -19,8 +19,8 @@ pub(crate) fn agent_id(identity: &Identity) -> String {
     format!("{identity}.{}.{:016x}", machine(), fastrand::u64(..))
 }
 
-/// Returns the name of this machine, with the characters that a token may have. Of a long name it is
-/// the end: names that a cluster gives differ there.
+/// Returns the name of this machine, with the characters that a token may have. Of a long name it
+/// is the end: names that a cluster gives differ there.
 fn machine() -> String {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     let name = uname().nodename().to_string_lossy().into_owned();

@@ -481,8 +481,8 @@ impl Leader {
                 && !(self.settings.is_untrusted && user != ANYONE && self.roster.is_full_of(user))
     }
 
-    /// Whether agents that have panicked at the same secrets confirm each other. They must not be of
-    /// the same machine (or user, if agents may lie), unless all are.
+    /// Whether agents that have panicked at the same secrets confirm each other. They must not be
+    /// of the same machine (or user, if agents may lie), unless all are.
     fn is_confirmed(&self, before: &BTreeMap<AgentId, u64>, agent: &AgentId) -> bool {
         let unit = self.unit(agent);
         let is_other = |other: &AgentId| self.unit(other) != unit;

@@ -373,8 +373,8 @@ impl OperationSource {
         let (secret, hashed_name) = (&candidate.secret, &candidate.hashed_name);
         let (finding, index) = Finding::checked(secret, hashed_name, &self.query)?;
         let is_ideal = finding.distance <= self.query.ideal_distance().get();
-        // An answer that an agent of a fleet has hidden at first comes after what follows it, and again
-        // if the connection was lost.
+        // An answer that an agent of a fleet has hidden at first comes after what follows it, and
+        // again if the connection was lost.
         if is_ideal && (self.answer.as_ref()).is_some_and(|answer| answer.secret == finding.secret)
         {
             return Ok(None);

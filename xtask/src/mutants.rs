@@ -245,7 +245,11 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         what: "the panic of one agent ends a search",
-        edits: &[(LEADER, "&& first != agent", "&& (first != agent || MUTANT)")],
+        edits: &[(
+            LEADER,
+            "&& self.is_confirmed(before, agent)",
+            "&& (self.is_confirmed(before, agent) || MUTANT)",
+        )],
         test: ("traces", "a_search_that_makes_two_agents_panic"),
     },
 ];

@@ -216,7 +216,7 @@ pub(crate) fn orders(orders: &Orders) -> pb::Orders {
     let sets = orders.sets.iter().map(|set| pb::QuerySet {
         id: set.number,
         queries: set.queries.iter().map(query).collect(),
-        to_the_end: set.to_the_end,
+        ending: u32::try_from(set.ending).unwrap_or(u32::MAX),
     });
     let leases = orders.leases.iter().map(|order| pb::Lease {
         id: order.lease,
@@ -300,7 +300,7 @@ pub(crate) fn read_orders(orders: pb::Orders) -> Result<Orders, Invalid> {
         Ok(NewSet {
             number: set.id,
             queries: queries.collect::<Result<_, _>>()?,
-            to_the_end: set.to_the_end,
+            ending: set.ending as usize,
         })
     });
     Ok(Orders {

@@ -299,11 +299,7 @@ impl Agent {
                 .retain(|(term, number, _)| (*term, *number) != (self.term, set.number));
             // Leases of a set that cannot be searched for are handed back.
             if let Some(queries) = QuerySet::new(&set.queries) {
-                let queries = if set.to_the_end {
-                    queries.to_the_end()
-                } else {
-                    queries
-                };
+                let queries = queries.ending_at(set.ending);
                 self.sets.push((self.term, set.number, queries));
             }
         }

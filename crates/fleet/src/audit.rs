@@ -72,6 +72,11 @@ impl Audit {
         all.into()
     }
 
+    /// Returns the queries of a lease with the decoys after them.
+    pub(crate) fn append(&self, queries: &[Query]) -> Arc<[Query]> {
+        queries.iter().chain(&self.decoys).cloned().collect()
+    }
+
     /// Returns the number of decoys.
     pub(crate) fn decoys(&self) -> usize {
         self.decoys.len()

@@ -550,7 +550,7 @@ impl Leader {
                 NewSet {
                     number: base,
                     queries: Arc::clone(&set.queries),
-                    to_the_end: false,
+                    ending: set.queries.len(),
                 },
                 set.bytes,
             );
@@ -605,7 +605,8 @@ impl Leader {
         if !is_drawn || *bytes > MOST_AUDITED_BYTES {
             return None;
         }
-        let least = if self.settings.is_untrusted {
+        let is_untrusted = self.settings.is_untrusted;
+        let least = if is_untrusted {
             LEAST_UNTRUSTED
         } else {
             LEAST_TRUSTED
@@ -618,9 +619,14 @@ impl Leader {
         self.next_set += 1;
         *set = NewSet {
             number: self.next_set,
-            queries: audit.mix(&mut self.rng, &set.queries),
-            // A ringer must not end the lease.
-            to_the_end: true,
+            // A ringer must not end the lease. Agents that may lie must not learn which queries are
+            // decoys.
+            ending: if is_untrusted { 0 } else { set.queries.len() },
+            queries: if is_untrusted {
+                audit.mix(&mut self.rng, &set.queries)
+            } else {
+                audit.append(&set.queries)
+            },
         };
         *bytes = set.queries.iter().map(query_bytes).sum();
         Some(audit)

@@ -152,8 +152,8 @@ pub struct NewSet {
     pub number: u64,
     /// The queries.
     pub queries: Arc<[Query]>,
-    /// Whether a hit that ends one of the searches does not end a lease.
-    pub to_the_end: bool,
+    /// Number of the first queries of which an ideal hit ends a lease.
+    pub ending: usize,
 }
 
 /// A lease, as an agent gets it.

@@ -29,8 +29,8 @@ use crate::{
 #[derive(Clone)]
 pub struct QuerySet {
     group: Arc<Group>,
-    /// Whether a hit that ends one of the searches ends a task.
-    ends_early: bool,
+    /// Number of the first queries of which an ideal hit ends a task.
+    ending: usize,
 }
 
 impl QuerySet {
@@ -44,27 +44,25 @@ impl QuerySet {
         is_compatible.then(|| {
             // A member's number is the place of its query.
             let members = (0..).take(queries.len()).collect();
+            let ending = queries.len();
             let queries = queries.iter().cloned().map(Arc::new);
             QuerySet {
                 group: Arc::new(Group::new(queries.collect(), members)),
-                ends_early: true,
+                ending,
             }
         })
     }
 
-    /// Makes tasks of this set go on after a hit that ends one of the searches.
+    /// Makes tasks of this set end early only at an ideal hit of one of its first queries, this
+    /// many.
     #[must_use]
-    pub fn to_the_end(self) -> QuerySet {
-        QuerySet {
-            ends_early: false,
-            ..self
-        }
+    pub fn ending_at(self, ending: usize) -> QuerySet {
+        QuerySet { ending, ..self }
     }
 
-    /// Whether a hit that ends one of the searches ends a task.
-    #[must_use]
-    pub fn ends_early(&self) -> bool {
-        self.ends_early
+    /// Returns the queries of which an ideal hit ends a task.
+    pub fn ending(&self) -> impl Iterator<Item = &Query> {
+        self.queries().take(self.ending)
     }
 
     /// Returns the queries.
@@ -74,11 +72,8 @@ impl QuerySet {
 
     /// Whether a hit ends the task.
     fn is_ideal(&self, hit: &Found) -> bool {
-        if !self.ends_early {
-            return false;
-        }
         let owner = self.group.owner(hit.number);
-        let query = owner.and_then(|(place, _)| self.group.queries().nth(place as usize));
+        let query = owner.and_then(|(place, _)| self.ending().nth(place as usize));
         query.is_some_and(|query| query.is_ideal(hit.distance))
     }
 }
@@ -111,8 +106,8 @@ pub type TaskId = u64;
 /// A fixed set of threads that try the secrets of tasks, one task after another.
 ///
 /// All threads work on the first task, and begin the next one while its last slices are tried. A
-/// task is done early at a hit that ends one of the searches, unless its set is searched
-/// [to the end](QuerySet::to_the_end). One that is [stopped](Self::stop) is
+/// task is done early at a hit that ends one of the searches, unless its set
+/// [excludes it](QuerySet::ending_at). One that is [stopped](Self::stop) is
 /// left within one slice, half a millisecond. Dropping the crew joins the threads, which takes as
 /// long; tasks that are not done are never reported.
 pub struct Crew {

@@ -1277,16 +1277,11 @@ fn scan(oracles: &[Oracle], task: &Task, range: Range<Index>, found: usize) -> (
     hits.sort_unstable();
     hits.dedup();
     // A hit that ends a search ends the lease.
-    let ends_early = task.set.ends_early();
-    let ideal = task
-        .set
-        .queries()
-        .filter(|_| ends_early)
-        .filter_map(|query| {
-            let oracle = &oracles[oracle_of(oracles, query)];
-            let mut hits = oracle.hits(range.clone()).iter();
-            hits.find(|hit| oracle.is_ideal(hit)).map(|hit| hit.index)
-        });
+    let ideal = task.set.ending().filter_map(|query| {
+        let oracle = &oracles[oracle_of(oracles, query)];
+        let mut hits = oracle.hits(range.clone()).iter();
+        hits.find(|hit| oracle.is_ideal(hit)).map(|hit| hit.index)
+    });
     if let Some(ideal) = ideal.min() {
         hits.retain(|hit| *hit <= ideal);
         if hits.len() + found < task.hit_limit {

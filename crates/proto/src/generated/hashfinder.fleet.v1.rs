@@ -154,9 +154,9 @@ pub struct QuerySet {
     /// Each query, as a cursor.
     #[prost(string, repeated, tag = "2")]
     pub queries: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Whether a hit that ends one of the searches does not end a lease.
-    #[prost(bool, tag = "3")]
-    pub to_the_end: bool,
+    /// Number of the first queries of which an ideal hit ends a lease.
+    #[prost(uint32, tag = "3")]
+    pub ending: u32,
 }
 /// Secrets for one agent to try.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -240,7 +240,8 @@ class Fleet:
         return process
 
     def agent(self):
-        return self.start([self.program, "agent", "--threads", "1", "--fleet", self.url], "ready")
+        command = [self.program, "agent", "--threads", "1", "--fleet", self.url]
+        return self.start(command, "following the leader")
 
     def kill(self, process):
         process.kill()

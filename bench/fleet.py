@@ -120,22 +120,20 @@ class Fleet:
 
     def key_broker(self):
         """Returns the broker that leads the stream with the leader's key."""
-        url = f"http://127.0.0.1:{self.monitors[0]}/jsz?streams=1"
-        with urllib.request.urlopen(url) as page:
-            (account,) = json.load(page)["account_details"]
-        streams = account["stream_detail"]
-        (stream,) = [one for one in streams if one["name"] == "KV_hf_default"]
+        stream = self.stream("KV_hf_default")
         ports = [int(port) for port in re.findall(r"127.0.0.1:(\d+)", self.url)]
         return self.brokers[ports.index(int(stream["cluster"]["leader"][1:]))]
 
     def writes(self):
         """Returns how often the operations' bucket was written."""
+        return self.stream("KV_hfops_default")["state"]["last_seq"]
+
+    def stream(self, name):
+        """Returns what the broker says about a stream."""
         url = f"http://127.0.0.1:{self.monitors[0]}/jsz?streams=1"
         with urllib.request.urlopen(url) as page:
             (account,) = json.load(page)["account_details"]
-        streams = account["stream_detail"]
-        (stream,) = [one for one in streams if one["name"] == "KV_hfops_default"]
-        return stream["state"]["last_seq"]
+        return next(one for one in account["stream_detail"] if one["name"] == name)
 
     def metric(self, name, server=0):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics[server]}/metrics") as page:

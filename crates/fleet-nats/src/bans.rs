@@ -8,7 +8,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use hashfinder_fleet::Term;
 use hashfinder_proto::fleet::v1 as pb;
 use tokio::{
@@ -29,7 +28,7 @@ const NAME: &str = "bans";
 /// Maximum number of bans: they have to fit into a message.
 pub(crate) const MOST_BANS: usize = 512;
 
-/// Maximum number of bans with which agents are still banned because of what they did. There is
+/// From this number of bans on, the leader does not save those that it makes itself. So there is
 /// always room for those of operators.
 pub(crate) const MOST_AUTOMATIC_BANS: usize = 448;
 
@@ -78,25 +77,20 @@ pub(crate) async fn open(
 
 /// Reads the bans from the leader of the bucket's stream.
 async fn read(key: &Key) -> Result<(u64, pb::Bans), String> {
-    let subject = key.subject(NAME);
-    let message = key.store().stream.get_last_raw_message_by_subject(&subject);
-    match message.await {
-        Ok(message) if message.headers.get(bucket::OPERATION).is_some() => {
-            Ok((message.sequence, pb::Bans::default()))
-        }
-        Ok(message) => {
-            let bans: Result<pb::Bans, Invalid> = wire::decode(&message.payload);
+    let latest = bucket::latest(key.store(), NAME).await;
+    match latest.map_err(|error| format!("the bans cannot be read: {error}"))? {
+        None => Ok((0, pb::Bans::default())),
+        Some((revision, None)) => Ok((revision, pb::Bans::default())),
+        Some((revision, Some(value))) => {
+            let bans: Result<pb::Bans, Invalid> = wire::decode(&value);
             let bans = bans.map_err(|error| {
+                let subject = bucket::subject(key.store(), NAME);
                 format!(
                     "the bans cannot be read; remove the value of {subject} to end all: {error}"
                 )
             })?;
-            Ok((message.sequence, bans))
+            Ok((revision, bans))
         }
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
-            Ok((0, pb::Bans::default()))
-        }
-        Err(error) => Err(format!("the bans cannot be read: {error}")),
     }
 }
 

@@ -10,15 +10,44 @@ use async_nats::jetstream::{
         KeyValueError,
     },
     kv::{Config, Store},
+    stream::{LastRawMessageError, LastRawMessageErrorKind},
 };
+
+use bytes::Bytes;
 
 use crate::broker::{Broker, BrokerAddress, ConnectError};
 
 /// Number of copies of a bucket, if the brokers are a cluster.
 const REPLICAS: usize = 3;
 
-/// Header of a message that removes a value.
+/// Header of a message that removes a value, and of one with which the broker itself does.
 pub(crate) const OPERATION: &str = "KV-Operation";
+pub(crate) const MARKER: &str = "Nats-Marker-Reason";
+
+/// The latest value of a key: its revision, and the value unless the key was deleted.
+pub(crate) type Latest = Option<(u64, Option<Bytes>)>;
+
+/// Returns the subject of a key.
+pub(crate) fn subject(store: &Store, key: &str) -> String {
+    format!("{}{key}", store.prefix)
+}
+
+/// Reads the latest value of a key from the leader of its stream. Other copies may be behind.
+pub(crate) async fn latest(store: &Store, key: &str) -> Result<Latest, LastRawMessageError> {
+    let subject = subject(store, key);
+    match store.stream.get_last_raw_message_by_subject(&subject).await {
+        Ok(message) => {
+            let is_mark = |header| message.headers.get(header).is_some();
+            let is_deleted = is_mark(OPERATION) || is_mark(MARKER);
+            Ok(Some((
+                message.sequence,
+                (!is_deleted).then_some(message.payload),
+            )))
+        }
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
 
 /// Opens a bucket. If there is none with this name, creates it, with three copies if the brokers
 /// are a cluster.

@@ -1,9 +1,6 @@
 //! The key by which the leader is elected.
 
-use async_nats::jetstream::{
-    kv::{self, Store},
-    stream::LastRawMessageErrorKind,
-};
+use async_nats::jetstream::kv::{self, Store};
 use hashfinder_fleet::{KeyAction, Stored};
 use hashfinder_proto::fleet::v1 as pb;
 
@@ -20,8 +17,6 @@ const NAME: &str = "leader";
 pub(crate) struct Key {
     broker: Broker,
     store: Store,
-    /// First part of the subjects of the bucket's keys.
-    prefix: String,
 }
 
 /// Result of a [`KeyAction`].
@@ -45,7 +40,6 @@ impl Key {
         let store = bucket::open(broker, config).await?;
         Ok(Key {
             broker: broker.clone(),
-            prefix: format!("$KV.{bucket}."),
             store,
         })
     }
@@ -53,11 +47,6 @@ impl Key {
     /// Returns the bucket. Other keys are in it, too.
     pub(crate) fn store(&self) -> &Store {
         &self.store
-    }
-
-    /// Returns the subject of a key of the bucket.
-    pub(crate) fn subject(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
     }
 
     /// Carries out an action of the election.
@@ -85,20 +74,15 @@ impl Key {
     /// Reads the key from the leader of its stream. Other copies may be behind. If the broker has
     /// lost the bucket, creates it, and the next attempt reads it.
     async fn read(&self) -> Option<Stored> {
-        let subject = self.subject(NAME);
-        let message = self.store.stream.get_last_raw_message_by_subject(&subject);
-        match message.await {
-            Ok(message) => {
-                let is_removed = message.headers.get(bucket::OPERATION).is_some();
-                let claim = wire::decode::<pb::Claim>(&message.payload);
+        match bucket::latest(&self.store, NAME).await {
+            Ok(Some((revision, value))) => {
+                let claim = value.and_then(|value| wire::decode::<pb::Claim>(&value).ok());
                 Some(Stored {
-                    revision: message.sequence,
-                    claim: claim.ok().filter(|_| !is_removed).map(wire::read_claim),
+                    revision,
+                    claim: claim.map(wire::read_claim),
                 })
             }
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
-                Some(Stored::default())
-            }
+            Ok(None) => Some(Stored::default()),
             Err(error) => {
                 tracing::debug!(%error, "the key of the leader was not read");
                 if let Err(error) = Key::open(&self.broker).await {

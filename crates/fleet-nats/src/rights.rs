@@ -58,16 +58,14 @@ pub fn rights_of(role: Role<'_>, pool: &str) -> Rights {
     Rights { publish, subscribe }
 }
 
-/// Returns the seed of a new NKey of a user. It is a secret.
+/// Returns the seed of a new NKey of a user; `None` if it cannot be encoded. It is a secret.
 ///
 /// # Panics
 ///
 /// If the system has no random numbers.
 #[must_use]
-pub fn new_key() -> String {
-    let seed = KeyPair::new_user().seed();
-    // It has one, because it is new.
-    seed.unwrap_or_default()
+pub fn new_key() -> Option<String> {
+    KeyPair::new_user().seed().ok()
 }
 
 /// Returns the public key for the seed of a user; `None` if the text is not such a seed.

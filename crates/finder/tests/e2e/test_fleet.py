@@ -123,7 +123,8 @@ def test_without_agents_a_server_searches_itself_until_some_come(fleet, find):
 def test_an_agent_hands_back_its_work_when_it_is_stopped(fleet, find):
     server, first = fleet.server(), fleet.agent()
     wait_until_ready(fleet, 1)
-    arguments = ["doctorwho", "--maximum-hashes", str(BUDGET)]
+    # Long enough for the second agent to get leases on a fast machine, too.
+    arguments = ["doctorwho", "--maximum-hashes", str(5 * BUDGET)]
     searching = find("--server", server.address, "--json", *arguments)
     first.wait_until_busy()
     second = fleet.agent()

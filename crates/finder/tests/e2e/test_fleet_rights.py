@@ -237,7 +237,7 @@ def test_operators_drain_ban_and_unban_agents(fleet):
         code, _, told = fleet.operate(*wrong)
         assert (code, told.count("\n")) == (1, 1), told
     code, _, told = fleet.operate("ban", f"{user}.{machine}", "--reason", "its fan is broken")
-    assert (code, "banned: 1 agent for now" in told) == (0, True), told
+    assert (code, "banned; this name means 1 agent now" in told) == (0, True), told
     two.wait_for(r"two\.\S+ is banned: its fan is broken; to end this: hashfinder fleet unban two\.")
     rows = fleet.wait_for_agents(lambda rows: [row[1] for row in rows] == ["idle", "banned"])
     assert rows[1][3] == "its fan is broken"

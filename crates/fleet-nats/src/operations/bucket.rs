@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::{
     HeaderMap, header,
-    jetstream::{self, Context, kv, stream::LastRawMessageErrorKind},
+    jetstream::{self, Context, kv},
 };
 use bytes::Bytes;
 use hashfinder_operations::StoreError;
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     broker::{Broker, ConnectError},
-    bucket,
+    bucket::{self, Latest},
 };
 
 /// Number of values of each key that the broker keeps. If it loses the latest, for example because
@@ -33,9 +33,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// read the bucket anew anyway.
 pub(crate) const MARK_KEPT: Duration = Duration::from_secs(60 * 60);
 
-/// Header of a mark that the broker itself sets.
-const MARKER: &str = "Nats-Marker-Reason";
-
 /// The bucket.
 #[derive(Clone)]
 pub(crate) struct Bucket {
@@ -50,9 +47,6 @@ pub(crate) struct Expected {
     /// Whether it is a value, and not the mark of a deletion.
     pub(crate) has_value: bool,
 }
-
-/// The latest value of a key: its revision, and the value unless the key was deleted.
-pub(crate) type Latest = Option<(u64, Option<Bytes>)>;
 
 impl Bucket {
     /// Opens the bucket, and creates it if there is none.
@@ -76,21 +70,13 @@ impl Bucket {
     }
 
     fn subject(&self, key: &str) -> String {
-        format!("{}{key}", self.store.prefix)
+        bucket::subject(&self.store, key)
     }
 
     /// Reads the latest value of a key from the leader of the stream.
     pub(crate) async fn latest(&self, key: &str) -> Result<Latest, StoreError> {
-        let subject = self.subject(key);
-        let message = (self.store.stream).get_last_raw_message_by_subject(&subject);
-        match timeout(CONFIRM_TIMEOUT, message).await {
-            Ok(Ok(message)) => {
-                let is_mark = |header| message.headers.get(header).is_some();
-                let is_deleted = is_mark(bucket::OPERATION) || is_mark(MARKER);
-                let value = (!is_deleted).then_some(message.payload);
-                Ok(Some((message.sequence, value)))
-            }
-            Ok(Err(error)) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        match timeout(CONFIRM_TIMEOUT, bucket::latest(&self.store, key)).await {
+            Ok(Ok(latest)) => Ok(latest),
             Ok(Err(error)) => Err(unavailable(&error.to_string())),
             Err(_) => Err(unavailable("it does not answer")),
         }

@@ -16,10 +16,10 @@ use crate::{
 
 /// List the agents of a fleet, and those that are banned.
 ///
-/// A line for each agent: its name, its state (as in `fleet status`), false
-/// reports, and why it is banned. Bans of agents that are not there have a line, too. If the output
-/// is not a terminal, columns are separated by tabs. `fleet status` shows more of the agents that
-/// are there, and `fleet status --json` shows all as JSON.
+/// A line for each agent: its name, its state (as in `fleet status`), false reports, and why it is
+/// banned. Bans of agents that are not there have a line, too. If the output is not a terminal,
+/// columns are separated by tabs. `fleet status` shows more of the agents that are there, and
+/// `fleet status --json` shows all as JSON.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

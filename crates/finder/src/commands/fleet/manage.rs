@@ -92,7 +92,7 @@ impl BanArguments {
             reason: self.reason,
         };
         carry_out(self.fleet, order, |count| {
-            format!("banned: {} for now", agents(count))
+            format!("banned; this name means {} now", agents(count))
         })
         .await
     }

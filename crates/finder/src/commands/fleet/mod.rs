@@ -36,21 +36,19 @@ enum FleetCommand {
 
 /// Runs the command. Dropping the future closes the connection.
 pub(crate) async fn run(arguments: FleetCommandArguments) -> Result<Exit> {
-    let arguments = match arguments.command {
-        FleetCommand::Status(arguments) => return status::run(arguments).await,
-        FleetCommand::NatsConfig(arguments) => return nats_config::run(arguments),
-        other => other,
-    };
+    match arguments.command {
+        FleetCommand::Status(arguments) => status::run(arguments).await,
+        FleetCommand::Agents(arguments) => until_signal(agents::run(arguments)).await,
+        FleetCommand::Drain(arguments) => until_signal(arguments.run()).await,
+        FleetCommand::Ban(arguments) => until_signal(arguments.run()).await,
+        FleetCommand::Unban(arguments) => until_signal(arguments.run()).await,
+        FleetCommand::NatsConfig(arguments) => nats_config::run(arguments),
+    }
+}
+
+/// Runs a command until it ends, or until a signal arrives.
+async fn until_signal(command: impl Future<Output = Result<Exit>>) -> Result<Exit> {
     let mut signals = Signals::new().context("cannot receive signals")?;
-    let command = async {
-        match arguments {
-            FleetCommand::Agents(arguments) => agents::run(arguments).await,
-            FleetCommand::Drain(arguments) => arguments.run().await,
-            FleetCommand::Ban(arguments) => arguments.run().await,
-            FleetCommand::Unban(arguments) => arguments.run().await,
-            FleetCommand::Status(_) | FleetCommand::NatsConfig(_) => Ok(Exit::Success),
-        }
-    };
     tokio::select! {
         exit = command => exit,
         signal = signals.next() => Ok(signal.exit()),

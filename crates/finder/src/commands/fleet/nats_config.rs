@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use hashfinder_fleet_nats::{ANYONE, BrokerAddress, Role, is_name, new_key, public_key, rights_of};
 use hashfinder_system::files;
@@ -26,7 +26,7 @@ jetstream { store_dir: STORE, sync_interval: always }
 include ./users.conf
 ";
 
-/// Begin of the file with the users, before the name of the fleet.
+/// Beginning of the file with the users, before the name of the fleet.
 const WRITTEN: &str = "# Written by `hashfinder fleet nats-config` for the fleet: ";
 
 /// Maximum size of a file with a key.
@@ -70,9 +70,10 @@ pub(super) struct NatsConfigArguments {
 }
 
 fn agent(text: &str) -> Result<String, &'static str> {
-    match is_name(text) && text != ANYONE {
-        true => Ok(text.to_owned()),
-        false => Err("expected letters, digits, - and _, at most 64 of them, and not anyone"),
+    if is_name(text) && text != ANYONE {
+        Ok(text.to_owned())
+    } else {
+        Err("expected letters, digits, - and _, at most 64 of them, and not anyone")
     }
 }
 
@@ -209,8 +210,7 @@ fn key(role: Role<'_>, path: &Path) -> Result<String> {
         Role::Server(_) => "server",
         Role::Operator => "operator",
     };
-    let seed = new_key();
-    ensure!(!seed.is_empty(), "the system gives no random numbers");
+    let seed = new_key().context("a new key has no seed")?;
     let seed = if create(path, 0o600, &format!("{name}:{seed}\n"))? {
         seed
     } else {

@@ -98,8 +98,8 @@ pub struct LeaderSettings {
 pub struct Banned {
     /// The agent.
     pub agent: AgentId,
-    /// The name that is banned: it [means] this agent, and those that the same machine or, if agents
-    /// may lie, the same user starts later.
+    /// The name that is banned: it [means] this agent, and those that the same machine or, if
+    /// agents may lie, the same user starts later.
     pub name: Arc<str>,
     /// Why.
     pub reason: Arc<str>,

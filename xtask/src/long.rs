@@ -242,8 +242,8 @@ fn fleet_versions() -> Result<()> {
     step(
         "an earlier agent",
         Command::new(&python)
-            .args(["-m", "pytest", "--quiet", "-rs", "-k", "earlier"])
-            .arg(format!("{END_TO_END}/test_fleet_rights.py"))
+            .args(["-m", "pytest", "--quiet", "-rs"])
+            .arg(format!("{END_TO_END}/test_fleet_versions.py"))
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("BROKERS", prepare_brokers(&python)?)
             .env("HASHFINDER", target().join("debug/hashfinder"))

@@ -169,6 +169,11 @@ fn copy_rows(from: &Path, to: &Path) -> Result<Copied, StoreError> {
             let sql = "DELETE FROM candidates
                        WHERE operation = ?1 AND (length(place) <> 16 OR place >= ?2)";
             transaction.execute(sql, params![name, end])?;
+            // The result is saved with the operation too.
+            if let Some(found) = record.found() {
+                let sql = "INSERT OR IGNORE INTO candidates (operation, place) VALUES (?1, ?2)";
+                transaction.execute(sql, params![name, number(found)])?;
+            }
         } else {
             transaction.execute("DELETE FROM operations WHERE name = ?1", [&name])?;
             changed.push((name, Change::Lost));

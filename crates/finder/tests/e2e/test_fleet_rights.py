@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import re
 import stat
 import subprocess
@@ -11,7 +10,7 @@ import time
 
 import nats
 import pytest
-from conftest import HASHFINDER, HERE, SIGKILL, SIGTERM, TIMEOUT_S, Process, run_find
+from conftest import HASHFINDER, HERE, SIGKILL, SIGTERM, TIMEOUT_S, run_find
 from fleet import Fleet
 from test_operations import Client
 
@@ -405,20 +404,3 @@ def test_an_agent_of_a_later_version_that_knows_this_one_works(fleet, messages):
     finally:
         process.kill()
         process.wait()
-
-
-@pytest.mark.skipif(
-    "OLD_HASHFINDER" not in os.environ, reason="needs an earlier build: cargo xtask long fleet versions"
-)
-def test_an_earlier_build_is_told_to_update(tmp_path, processes):
-    # Without rights at the broker: an earlier agent uses other subjects.
-    fleet = Fleet(tmp_path / "broker", processes)
-    server = fleet.server()
-    fleet.leader(server)
-    command = [os.environ["OLD_HASHFINDER"], "agent", "--fleet", fleet.url, "--threads", "1"]
-    old = fleet.keep(Process(command))
-    old.wait_for("no leases: this agent speaks version 1 .* and the leader version 2; update")
-    new = fleet.agent()
-    find = ["--server", server.address, "hashfinderhash", "--maximum-hashes", str(BUDGET), "--json"]
-    assert json.loads(run_find(*find).stdout.splitlines()[-1])["hashes"] == BUDGET
-    assert new.cpu_s() > 0.1

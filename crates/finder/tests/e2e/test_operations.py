@@ -2069,6 +2069,8 @@ def test_a_damaged_store_stops_operations_until_it_is_recovered(
         if operation["end_reason"]:
             # Lost candidates of an operation that has ended stay lost; all others are right.
             assert set(recovered) <= set(expected)
+            # The result is not lost with the candidates, because the operation has it too.
+            assert operation["end_reason"] != "found" or recovered[-1] == expected[-1]
             assert mine.metadata(name).candidates == len(recovered)
     name = mine.begin()
     mine.wait_for_progress(name)
@@ -2080,11 +2082,16 @@ def test_recovery_restarts_an_operation_that_has_lost_candidates(serve_operation
     server = serve_operations(*SLOW)
     mine = client(server)
     name = mine.begin("docto", 0, 2, maximum_hashes=899_000)
+    found = mine.begin("docto", 0, 2)
     running = mine.begin()
     first_candidates(mine.watch(running), 10)
     mine.wait(name)
+    mine.wait(found)
     assert stop(server, SIGTERM) == 0
     file = folder / "operations.db"
+    before = exported(folder)[1]
+    assert len(before["candidates"]) > 1
+    sql(file, "DELETE FROM candidates WHERE operation = ?1", found.removeprefix("operations/"))
     first = "SELECT min(place) FROM candidates WHERE operation = ?1"
     for one in [name, running]:
         identity = one.removeprefix("operations/")
@@ -2095,11 +2102,15 @@ def test_recovery_restarts_an_operation_that_has_lost_candidates(serve_operation
     sql(file, CHECKPOINT)
     damage(file, *(page for page, _ in pages_of(file, "filler")))
     done = run("recover", None, "--state", folder)
-    assert done.returncode == 0 and "recovered 2 operations" in done.stderr
+    assert done.returncode == 0 and "recovered 3 operations" in done.stderr
+    lost = len(before["candidates"]) - 1
+    assert f"{found}: has lost {lost} of its candidates\n" in done.stderr
     assert f"{name}: has lost 1 of its candidates\n" in done.stderr
     assert f"{running}: starts again, because some of its candidates are lost\n" in done.stderr
-    first, second = exported(folder)
+    first, result, second = exported(folder)
     assert (first["name"], first["end_reason"]) == (name, "hash_budget_spent")
+    # The result is saved with the operation.
+    assert (result["name"], result["candidates"]) == (found, before["candidates"][-1:])
     assert (second["name"], second["hashes"], second["candidates"]) == (running, 0, [])
     mine = client(serve_operations(*SLOW))
     first_candidates(mine.watch(running), 10)

@@ -474,7 +474,8 @@ pub struct SearchMetadata {
     /// Frontier: every secret with a lower index was tried.
     #[prost(uint64, tag = "9")]
     pub frontier: u64,
-    /// Number of candidates found, including the secret that ended it.
+    /// Number of candidates found, including the secret that ended it, unless an agent of a fleet
+    /// had hidden that secret.
     #[prost(uint64, tag = "10")]
     pub candidates: u64,
     /// When it was started.

@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use data_encoding::BASE64URL_NOPAD;
 use hashfinder_search::Cursor;
 use libfuzzer_sys::fuzz_target;
 use sha1::{Digest, Sha1};
@@ -39,5 +39,5 @@ fn closed(prefix: &str, fields: &[u8]) -> String {
         .chain_update(fields)
         .finalize();
     let closed = [fields, &sum[..4]].concat();
-    format!("{prefix}{}", BASE64_URL_SAFE_NO_PAD.encode(closed))
+    format!("{prefix}{}", BASE64URL_NOPAD.encode(&closed))
 }

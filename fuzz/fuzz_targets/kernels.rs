@@ -6,16 +6,24 @@
 mod oracle;
 
 use arbitrary::Arbitrary;
-use hashfinder_kernels::{Block, Hits, Kernel};
+use hashfinder_kernels::{Hits, Kernel, Secrets, Text};
 use libfuzzer_sys::fuzz_target;
-use oracle::{Target, expected, filter, text};
+use oracle::{Search, Wanted};
 
 /// Maximum number of secrets: more than the 64 lanes of a row, and few enough for many runs per
 /// second.
 const MOST_SECRETS: u64 = 200;
 
+/// Maximum length of a prefix and of a suffix: more than two blocks.
+const MOST_AROUND: usize = 150;
+
 #[derive(Arbitrary, Debug)]
 struct Input {
+    prefix: Vec<u8>,
+    /// All bytes if it is empty. Only the first of equal bytes counts.
+    alphabet: Vec<u8>,
+    suffix: Vec<u8>,
+    text: u8,
     length: u32,
     first: u64,
     count: u64,
@@ -24,9 +32,16 @@ struct Input {
 }
 
 #[derive(Arbitrary, Debug)]
-enum Name {
-    /// Arbitrary letters, and a maximum distance.
-    Any(Vec<u8>, u8),
+struct Name {
+    kind: Kind,
+    is_anchored: bool,
+    case_sensitive: bool,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Kind {
+    /// Arbitrary letters, the place, and a maximum distance.
+    Any(Vec<u8>, u8, u8),
     /// A part of the hashed name of one of the block's secrets: which secret, the position and the
     /// length of the part, and how many of its characters are replaced.
     Planted {
@@ -38,53 +53,32 @@ enum Name {
 }
 
 fuzz_target!(|input: Input| {
-    let length = input.length % 9;
-    let secrets = 1_u128 << (8 * length);
-    let first = (u128::from(input.first) % secrets) as u64;
-    let most = (secrets - u128::from(first)).min(MOST_SECRETS.into()) as u64;
-    let block = Block::new(length, first, input.count % (most + 1));
-
-    let names: Vec<(String, u8)> = input
-        .names
-        .iter()
-        .filter_map(|name| match name {
-            Name::Any(letters, most) => any_name(letters, *most),
-            Name::Planted {
-                secret,
-                window,
-                size,
-                errors,
-            } => {
-                let counter = first + secret.checked_rem(block.count())?;
-                let text = text(length, counter);
-                let window = usize::from(window % 28);
-                let size = 1 + usize::from(*size) % (28 - window);
-                let mut name = text[window..window + size].to_ascii_lowercase();
-                let errors = usize::from(*errors) % (1 + size / 4);
-                for error in 0..errors {
-                    name.replace_range(error * 3..=error * 3, "!");
-                }
-                Some((name, errors as u8))
-            }
-        })
-        .collect();
-    if names.is_empty() {
+    let mut search = search(&input);
+    let longest = match search.alphabet.len() {
+        1 => Secrets::MAX_SEARCHED,
+        radix => (63 / radix.ilog2()).min(Secrets::MAX_SEARCHED),
+    };
+    let length = input.length % (longest + 1);
+    let secrets = search.count(length);
+    let first = input.first % secrets;
+    let count = input.count % ((secrets - first).min(MOST_SECRETS) + 1);
+    let names = input.names.iter();
+    let names = names.filter_map(|name| wanted(&search, name, length, first, count));
+    search.wanted = names.collect();
+    if search.wanted.is_empty() {
         return;
     }
-    let targets: Vec<Target<'_>> = names
-        .iter()
-        .map(|(name, most)| (&name[..], *most))
-        .collect();
 
-    let mut all = expected(length, first, block.count(), &targets);
+    let mut all = search.expected(length, first, count);
     // A scan whose list is full still reports all hits of its last secret.
     let limit = 1 + input.limit % 64;
-    let mut tried = block.count();
+    let mut tried = count;
     if let Some(last) = all.get(limit - 1).map(|hit| hit.offset) {
         all.retain(|hit| hit.offset <= last);
         tried = last + 1;
     }
-    let filter = filter(&targets);
+    let (secrets, filter) = (search.secrets(), search.filter());
+    let block = secrets.block(length, first, count);
     for kernel in Kernel::all() {
         let mut hits = Hits::with_limit(limit);
         assert_eq!(
@@ -97,10 +91,59 @@ fuzz_target!(|input: Input| {
     }
 });
 
-fn any_name(letters: &[u8], most: u8) -> Option<(String, u8)> {
-    let alphabet = b"abcdefghijklmnopqrstuvwxyz0123456789+/=.";
-    let letters = letters.iter().take(28);
-    let letter = |letter: &u8| char::from(alphabet[usize::from(*letter) % alphabet.len()]);
-    let name: String = letters.map(letter).collect();
-    (!name.is_empty()).then_some((name, most % 29))
+fn search(input: &Input) -> Search {
+    let mut alphabet: Vec<u8> = Vec::new();
+    for byte in &input.alphabet {
+        if !alphabet.contains(byte) {
+            alphabet.push(*byte);
+        }
+    }
+    if alphabet.is_empty() {
+        alphabet = (0..=255).collect();
+    }
+    let around = |bytes: &[u8]| bytes[..bytes.len().min(MOST_AROUND)].to_vec();
+    Search {
+        prefix: around(&input.prefix),
+        alphabet,
+        suffix: around(&input.suffix),
+        text: Text::ALL[usize::from(input.text) % Text::ALL.len()],
+        wanted: Vec::new(),
+    }
+}
+
+fn wanted(search: &Search, name: &Name, length: u32, first: u64, count: u64) -> Option<Wanted> {
+    let places = search.text.places();
+    let (letters, window, max_distance) = match &name.kind {
+        Kind::Any(letters, window, most) => {
+            let alphabet = b"abcdefghijklmnopqrstuvwxyz0123456789+/=.";
+            let letters = letters.iter().take(places);
+            let letter =
+                |letter: &u8| char::from(alphabet[usize::from(*letter) % alphabet.len()]);
+            let letters: String = letters.map(letter).collect();
+            let windows = places + 1 - letters.len();
+            (letters, usize::from(*window) % windows, most % 29)
+        }
+        Kind::Planted {
+            secret,
+            window,
+            size,
+            errors,
+        } => {
+            let text = search.text_of(length, first + secret.checked_rem(count)?);
+            let window = usize::from(*window) % places;
+            let size = 1 + usize::from(*size) % (places - window);
+            let mut letters = text[window..window + size].to_owned();
+            let errors = usize::from(*errors) % (1 + size / 4);
+            for error in 0..errors {
+                letters.replace_range(error * 3..=error * 3, "!");
+            }
+            (letters, window, errors as u8)
+        }
+    };
+    (!letters.is_empty()).then_some(Wanted {
+        name: letters,
+        max_distance,
+        at: name.is_anchored.then_some(window),
+        case_sensitive: name.case_sensitive,
+    })
 }

@@ -25,9 +25,14 @@ const CORE: &str = "0";
 /// Name of hashcat's row. The other rows are compared with it.
 const PEER: &str = "hashcat -b -m 100 -D 1 (pocl)";
 
-/// Arguments for each run of our own program, in order.
-const OURS: [&str; 7] = [
+/// Name of the row of the program hashcash, which prints a speed itself.
+const HASHCASH: &str = "hashcash -s";
+
+/// Arguments for each run of our own program, in order. Without a name, it measures a search of each
+/// kind.
+const OURS: [&str; 8] = [
     "--name doctor",
+    "--kernel BEST",
     "--name doctor --name doctors --name prologue --names 1 --names 16 --ideal-distance 1 --kernel BEST",
     "--name doctor --name doctors --name prologue --ideal-distance 2 --kernel BEST",
     "--name doctor --names 1 --names 16 --names 64 --names 1000 --kernel BEST",
@@ -50,7 +55,56 @@ const ENGINE_ROW: &str = "find, through the engine";
 
 /// The ratios of the summary: name, goal, numerator, denominator, and a factor for the numerator.
 /// `BEST` stands for the fastest kernel.
-const RATIOS: [(&str, f64, &str, &str, f64); 21] = [
+const RATIOS: [(&str, f64, &str, &str, f64); 28] = [
+    (
+        "git-commit / hashcat",
+        1.3,
+        "BEST: git-commit c0ffee1",
+        PEER,
+        1.0,
+    ),
+    (
+        "hashcash stamp / hashcat",
+        1.2,
+        "BEST: hashcash, 44 bits",
+        PEER,
+        1.0,
+    ),
+    (
+        "hashcash stamp / hashcash -s",
+        12.0,
+        "BEST: hashcash, 44 bits",
+        HASHCASH,
+        1.0,
+    ),
+    (
+        "after a prefix, anywhere in base64 / hashcat",
+        1.15,
+        "BEST: doctor, after a prefix",
+        PEER,
+        1.0,
+    ),
+    (
+        "git-commit / hashing alone",
+        0.9,
+        "BEST: git-commit c0ffee1",
+        "BEST: sha1",
+        1.0,
+    ),
+    (
+        "hashcash stamp / hashing alone",
+        0.83,
+        "BEST: hashcash, 44 bits",
+        "BEST: sha1",
+        1.0,
+    ),
+    (
+        "after a prefix, anywhere in base64 / hashing alone",
+        0.79,
+        "BEST: doctor, after a prefix",
+        "BEST: sha1",
+        1.0,
+    ),
     ("hashing alone / hashcat", 1.25, "BEST: sha1", PEER, 1.0),
     (
         "6 characters, distance 0 / hashcat",
@@ -265,6 +319,14 @@ fn hashcat() -> Result<f64> {
     parse_speed(speed).with_context(|| format!("hashcat's speed cannot be read: {speed}"))
 }
 
+/// Runs hashcash and returns its hashes per second.
+fn hashcash() -> Result<f64> {
+    let text = output(Command::new("taskset").args(["-c", CORE, "hashcash", "-s", "-q"]))?;
+    let speed = text.split_whitespace().last().map(str::parse);
+    let speed = speed.with_context(|| format!("hashcash printed no speed:\n{text}"))?;
+    speed.with_context(|| format!("hashcash's speed cannot be read:\n{text}"))
+}
+
 /// Reads `Speed.#1.........:   147.9 MH/s (6.80ms) @ ...`.
 fn parse_speed(line: &str) -> Option<f64> {
     let mut words = line.split_once(':')?.1.split_whitespace();
@@ -281,6 +343,7 @@ fn parse_speed(line: &str) -> Option<f64> {
 impl Ours {
     fn round(&self, samples: &mut Samples) -> Result<()> {
         samples.add(PEER.to_owned(), hashcat()?);
+        samples.add(HASHCASH.to_owned(), hashcash()?);
         for arguments in OURS {
             self.bench(CORE, 1, arguments, samples)?;
         }

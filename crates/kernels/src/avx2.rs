@@ -4,9 +4,11 @@ use std::arch::x86_64::*;
 
 use crate::{
     bitmap::Bitmap,
-    rounds::{self, Chunk, Row},
+    layout::{self, Around, Form, Words},
+    rounds,
     rows::{Hasher, kernel},
     simd::{self, Simd, operations},
+    windows::{CheckMore, Windows},
 };
 
 /// Number of vectors in flight. The state of each takes five of the sixteen registers.
@@ -22,12 +24,17 @@ impl Avx2 {
         is_x86_feature_detected!("avx2").then_some(Avx2(()))
     }
 
-    kernel!("avx2");
+    kernel!("avx2", FORM);
 }
 
-impl Hasher<VECTORS> for Avx2 {
+/// Form of the words of any secrets.
+const FORM: Form = Form::Vectors {
+    width: Avx2::WIDTH,
+    group: VECTORS * Avx2::WIDTH,
+};
+
+impl Hasher<Around<'_>, VECTORS> for Avx2 {
     type Simd = Avx2;
-    type Chunk = Chunk;
 
     #[inline(always)]
     fn simd(self) -> Avx2 {
@@ -37,11 +44,12 @@ impl Hasher<VECTORS> for Avx2 {
     #[inline(always)]
     fn hash<const CASE: usize>(
         self,
-        chunk: &Chunk,
-        row: &Row,
+        walk: &Around<'_>,
+        chunk: &layout::Chunk,
+        row: &Words,
         lane: usize,
     ) -> [simd::Digests<Avx2>; VECTORS] {
-        rounds::hash::<Self, CASE, VECTORS>(self, chunk, row, lane)
+        rounds::hash_around::<Self, VECTORS>(self, walk, chunk, row, lane)
     }
 }
 
@@ -71,8 +79,10 @@ impl Simd for Avx2 {
         fn advance<const PLACES: u8>(near: __m256i, far: __m256i) -> __m256i = advance::<PLACES>;
         upper_digits(word) = upper_digits;
         lower_digits(word) = lower_digits;
+        fn hex_digits<const FIRST: u32>(word: __m256i) -> __m256i = hex_digits::<FIRST>;
+        fn base32_digits<const FIRST: i32>(high: __m256i, low: __m256i) -> __m256i = base32_digits::<FIRST>;
         fn prepare(digits: __m256i) -> Digits = prepare;
-        fn table(bytes: &[u8; 64]) -> Table = table;
+        fn table(bytes: &[u8; 64], digits: usize) -> Table = table;
         fn lookup(table: &Table, digits: Digits) -> __m256i = lookup;
         fn lookup_last(table: &Table, digits: Digits, padding: __m256i) -> __m256i = lookup_last;
 
@@ -81,8 +91,24 @@ impl Simd for Avx2 {
         max_bytes(a, b) = _mm256_max_epu8;
         fn not_less(a: __m256i, b: __m256i) -> u64 = not_less;
 
+        fn zeros(words: __m256i) -> u64 = zeros;
+
         fn codes(digits: Digits) -> __m256i = codes;
         fn known(bitmap: &Bitmap, codes: __m256i) -> __m256i = known;
+    }
+}
+
+impl CheckMore for Avx2 {
+    #[inline(always)]
+    fn check_more(self, windows: &Windows<'_, Self>, digest: &simd::Digests<Avx2>) -> u64 {
+        #[inline(never)]
+        #[target_feature(enable = "avx2")]
+        fn compiled(simd: Avx2, windows: &Windows<'_, Avx2>, digest: &simd::Digests<Avx2>) -> u64 {
+            windows.check_more(simd, digest)
+        }
+        // SAFETY: `self` proves that the CPU has the instructions, and the function needs nothing
+        // else.
+        unsafe { compiled(self, windows, digest) }
     }
 }
 
@@ -187,6 +213,36 @@ fn lower_digits(word: __m256i) -> __m256i {
     spread(_mm256_shuffle_epi8(word, bytes([1, 2, 0, 1])))
 }
 
+#[inline]
+#[target_feature(enable = "avx2")]
+fn hex_digits<const FIRST: u32>(word: __m256i) -> __m256i {
+    let pairs = match FIRST {
+        0 => bytes([3, 3, 2, 2]),
+        _ => bytes([1, 1, 0, 0]),
+    };
+    let pairs = _mm256_shuffle_epi8(word, pairs);
+    let upper = _mm256_and_si256(_mm256_srli_epi32::<4>(pairs), set1(0x000f_000f));
+    and_or(pairs, set1(0x0f00_0f00), upper)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn base32_digits<const FIRST: i32>(high: __m256i, low: __m256i) -> __m256i {
+    let (left, right) = (set1(FIRST as u32), set1(32 - FIRST as u32));
+    let top = match FIRST {
+        ..=12 => _mm256_sllv_epi32(high, left),
+        _ => _mm256_or_si256(_mm256_sllv_epi32(high, left), _mm256_srlv_epi32(low, right)),
+    };
+    let first = _mm256_srli_epi32::<27>(top);
+    let second = _mm256_and_si256(_mm256_srli_epi32::<14>(top), set1(0x0000_1f00));
+    let third = _mm256_and_si256(_mm256_srli_epi32::<1>(top), set1(0x001f_0000));
+    let fourth = _mm256_and_si256(_mm256_slli_epi32::<12>(top), set1(0x1f00_0000));
+    _mm256_or_si256(
+        _mm256_or_si256(first, second),
+        _mm256_or_si256(third, fourth),
+    )
+}
+
 /// Returns the four digits of three bytes, which lie in the order second, first, third, second.
 ///
 /// This is Mula's method: two multiplications shift each of the four digits by its own distance
@@ -230,9 +286,9 @@ fn prepare(digits: __m256i) -> Digits {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn table(bytes: &[u8; 64]) -> Table {
+fn table(bytes: &[u8; 64], digits: usize) -> Table {
     let (mut lower, mut upper) = ([0; 16], [0; 16]);
-    for (digit, byte) in bytes.iter().enumerate() {
+    for (digit, byte) in bytes[..digits].iter().enumerate() {
         let folded = if digit < 26 { digit } else { digit - 26 };
         lower[folded % 16] |= byte;
         upper[folded / 16] |= byte;
@@ -276,6 +332,13 @@ fn count_ones(bytes: __m256i) -> __m256i {
 fn not_less(a: __m256i, b: __m256i) -> u64 {
     let bits = _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(a, b), a));
     u64::from(bits as u32)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn zeros(words: __m256i) -> u64 {
+    let zeros = _mm256_cmpeq_epi32(words, _mm256_setzero_si256());
+    u64::from(_mm256_movemask_epi8(zeros) as u32)
 }
 
 /// Returns the code of each digit. The last six digits, `6` to `9`, `+` and `/`, share the codes of

@@ -4,10 +4,12 @@ use std::arch::x86_64::*;
 
 use crate::{
     bitmap::Bitmap,
+    layout::{self, Around, Form, Words},
     plan::CODES,
-    rounds::{self, Chunk, Row},
+    rounds::{self, Bytes},
     rows::{Hasher, kernel},
     simd::{Digests, Simd, operations},
+    windows::{CheckMore, Windows},
 };
 
 /// Number of vectors in flight. They keep the execution ports busy while each vector's round waits
@@ -29,12 +31,21 @@ impl Avx512 {
         available.then_some(Avx512(()))
     }
 
-    kernel!("avx512f,avx512bw,avx512vbmi,avx512vbmi2,avx512bitalg");
+    kernel!(
+        "avx512f,avx512bw,avx512vbmi,avx512vbmi2,avx512bitalg",
+        FORM,
+        Bytes
+    );
 }
 
-impl Hasher<VECTORS> for Avx512 {
+/// Form of the words of any secrets.
+const FORM: Form = Form::Vectors {
+    width: Avx512::WIDTH,
+    group: VECTORS * Avx512::WIDTH,
+};
+
+impl Hasher<Bytes, VECTORS> for Avx512 {
     type Simd = Avx512;
-    type Chunk = Chunk;
 
     #[inline(always)]
     fn simd(self) -> Avx512 {
@@ -44,11 +55,32 @@ impl Hasher<VECTORS> for Avx512 {
     #[inline(always)]
     fn hash<const CASE: usize>(
         self,
-        chunk: &Chunk,
-        row: &Row,
+        _: &Bytes,
+        chunk: &rounds::Chunk,
+        row: &rounds::Row,
         lane: usize,
     ) -> [Digests<Self>; VECTORS] {
         rounds::hash::<Self, CASE, VECTORS>(self, chunk, row, lane)
+    }
+}
+
+impl Hasher<Around<'_>, VECTORS> for Avx512 {
+    type Simd = Avx512;
+
+    #[inline(always)]
+    fn simd(self) -> Avx512 {
+        self
+    }
+
+    #[inline(always)]
+    fn hash<const CASE: usize>(
+        self,
+        walk: &Around<'_>,
+        chunk: &layout::Chunk,
+        row: &Words,
+        lane: usize,
+    ) -> [Digests<Self>; VECTORS] {
+        rounds::hash_around::<Self, VECTORS>(self, walk, chunk, row, lane)
     }
 }
 
@@ -78,8 +110,10 @@ impl Simd for Avx512 {
         fn advance<const PLACES: u8>(near: __m512i, far: __m512i) -> __m512i = advance::<PLACES>;
         upper_digits(word) = upper_digits;
         lower_digits(word) = lower_digits;
+        fn hex_digits<const FIRST: u32>(word: __m512i) -> __m512i = hex_digits::<FIRST>;
+        fn base32_digits<const FIRST: i32>(high: __m512i, low: __m512i) -> __m512i = base32_digits::<FIRST>;
         fn prepare(digits: __m512i) -> __m512i = prepare;
-        fn table(bytes: &[u8; 64]) -> __m512i = table;
+        fn table(bytes: &[u8; 64], digits: usize) -> __m512i = table;
         fn lookup(table: &__m512i, digits: __m512i) -> __m512i = lookup;
         fn lookup_last(table: &__m512i, digits: __m512i, padding: __m512i) -> __m512i = lookup_last;
 
@@ -88,8 +122,24 @@ impl Simd for Avx512 {
         max_bytes(a, b) = _mm512_max_epu8;
         fn not_less(a: __m512i, b: __m512i) -> u64 = _mm512_cmpge_epu8_mask;
 
+        fn zeros(words: __m512i) -> u64 = zeros;
+
         fn codes(digits: __m512i) -> __m512i = codes;
         fn known(bitmap: &Bitmap, codes: __m512i) -> __m512i = known;
+    }
+}
+
+impl CheckMore for Avx512 {
+    #[inline(always)]
+    fn check_more(self, windows: &Windows<'_, Self>, digest: &Digests<Avx512>) -> u64 {
+        #[inline(never)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2,avx512bitalg")]
+        fn compiled(simd: Avx512, windows: &Windows<'_, Avx512>, digest: &Digests<Avx512>) -> u64 {
+            windows.check_more(simd, digest)
+        }
+        // SAFETY: `self` proves that the CPU has the instructions, and the function needs nothing
+        // else.
+        unsafe { compiled(self, windows, digest) }
     }
 }
 
@@ -139,6 +189,29 @@ fn lower_digits(word: __m512i) -> __m512i {
     _mm512_multishift_epi64_epi8(selector([18, 12, 6, 0]), word)
 }
 
+/// Returns the digits in the lower four bits of each byte. The tables have the same entry for all
+/// values of the two bits above them, and the lookups ignore the others.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vbmi")]
+fn hex_digits<const FIRST: u32>(word: __m512i) -> __m512i {
+    let shifts = match FIRST {
+        0 => [28, 24, 20, 16],
+        _ => [12, 8, 4, 0],
+    };
+    _mm512_multishift_epi64_epi8(selector(shifts), word)
+}
+
+/// Returns the digits in the lower five bits of each byte. For the other bits, see [`hex_digits`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512vbmi,avx512vbmi2")]
+fn base32_digits<const FIRST: i32>(high: __m512i, low: __m512i) -> __m512i {
+    let top = match FIRST {
+        0 => high,
+        _ => _mm512_shldi_epi32::<FIRST>(high, low),
+    };
+    _mm512_multishift_epi64_epi8(selector([27, 22, 17, 12]), top)
+}
+
 /// Returns the bit positions of the four digits of each word. A position counts from the lowest bit
 /// of the eight bytes that contain the word.
 #[inline]
@@ -150,6 +223,20 @@ fn selector(shifts: [u8; 4]) -> __m512i {
     _mm512_set1_epi64(both as i64)
 }
 
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn zeros(words: __m512i) -> u64 {
+    let mut zeros = u64::from(_mm512_testn_epi32_mask(words, words));
+    if zeros != 0 {
+        // Moves the bits apart, from one to four for each word.
+        zeros = (zeros | zeros << 24) & 0x0000_00ff_0000_00ff;
+        zeros = (zeros | zeros << 12) & 0x000f_000f_000f_000f;
+        zeros = (zeros | zeros << 6) & 0x0303_0303_0303_0303;
+        zeros = (zeros | zeros << 3) & 0x1111_1111_1111_1111;
+    }
+    zeros
+}
+
 /// Returns the digits unchanged: the lookups need no preparation.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -157,9 +244,15 @@ fn prepare(digits: __m512i) -> __m512i {
     digits
 }
 
+/// Returns the table, repeated so that bits above those of a digit do not matter.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn table(bytes: &[u8; 64]) -> __m512i {
+fn table(bytes: &[u8; 64], digits: usize) -> __m512i {
+    let mut repeated = *bytes;
+    for digit in digits..64 {
+        repeated[digit] = repeated[digit - digits];
+    }
+    let bytes = &repeated;
     // SAFETY: the array is as long as the vector.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
@@ -180,7 +273,7 @@ fn lookup_last(table: &__m512i, digits: __m512i, padding: __m512i) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512vbmi")]
 fn codes(digits: __m512i) -> __m512i {
-    lookup(&table(&CODES), digits)
+    lookup(&table(&CODES, 64), digits)
 }
 
 #[inline]

@@ -1,10 +1,68 @@
-//! A digest as the 28 characters of its base64 text.
+//! A digest as the characters of its text.
 
-/// Number of characters of a hashed name: 27 digits for the 160 bits, and the padding.
-pub const HASHED_NAME_LEN: usize = 28;
+/// Number of characters of a hashed name in base64: 27 digits for the 160 bits, and the padding.
+pub const HASHED_NAME_LEN: usize = Text::Base64.places();
 
-/// Number of groups of four places in a hashed name.
-pub(crate) const GROUPS: usize = HASHED_NAME_LEN / 4;
+/// An encoding of digests: how many bits a digit holds. All are those of RFC 4648, with padding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Text {
+    /// Base64 and base64url: six bits.
+    #[default]
+    Base64,
+    /// Base32: five bits.
+    Base32,
+    /// Hexadecimal: four bits.
+    Hex,
+}
+
+impl Text {
+    /// All encodings.
+    pub const ALL: [Text; 3] = [Text::Base64, Text::Base32, Text::Hex];
+
+    /// Returns the number of bits of a digit.
+    #[must_use]
+    pub const fn bits(self) -> usize {
+        match self {
+            Text::Base64 => 6,
+            Text::Base32 => 5,
+            Text::Hex => 4,
+        }
+    }
+
+    /// Returns the number of characters of the text of a SHA-1 digest, including the padding.
+    #[must_use]
+    pub const fn places(self) -> usize {
+        match self {
+            Text::Base64 => 28,
+            Text::Base32 => 32,
+            Text::Hex => 40,
+        }
+    }
+
+    /// Returns the number of values of a digit.
+    pub(crate) const fn values(self) -> usize {
+        1 << self.bits()
+    }
+
+    /// Returns the number of groups of four places.
+    pub(crate) const fn groups(self) -> usize {
+        self.places() / 4
+    }
+
+    /// Whether the last place is the padding. It is the case only for base64.
+    pub(crate) const fn is_padded(self) -> bool {
+        self.places() * self.bits() > DIGEST_BITS + self.bits()
+    }
+}
+
+/// Number of bits of a digest.
+pub(crate) const DIGEST_BITS: usize = 160;
+
+/// Maximum number of places of a text, and of groups of four places.
+pub(crate) const MOST_PLACES: usize = 40;
+pub(crate) const MOST_GROUPS: usize = MOST_PLACES / 4;
+
+const _: () = assert!(Text::Base64.is_padded() && !Text::Base32.is_padded());
 
 /// The digits of standard base64, indexed by value.
 pub const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -12,9 +70,60 @@ pub const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrst
 /// The value that stands for the padding `=`, one above the digits.
 pub(crate) const PADDING: u8 = 64;
 
-/// Returns the 28 places of a digest, each as a digit's value or [`PADDING`].
+/// The places of a digest: each is a digit's value or [`PADDING`].
+#[derive(Clone, Copy)]
+pub(crate) struct Places {
+    values: [u8; MOST_PLACES],
+    count: usize,
+}
+
+impl std::ops::Deref for Places {
+    type Target = [u8];
+
+    #[inline(always)]
+    fn deref(&self) -> &[u8] {
+        &self.values[..self.count]
+    }
+}
+
+/// Returns the places of a digest's text.
 #[inline(always)]
-pub(crate) fn digits(digest: &[u32; 5]) -> [u8; HASHED_NAME_LEN] {
+pub(crate) fn places(text: Text, digest: &[u32; 5]) -> Places {
+    let mut values = [0; MOST_PLACES];
+    match text {
+        Text::Base64 => values[..HASHED_NAME_LEN].copy_from_slice(&digits(digest)),
+        Text::Hex => {
+            for (eight, word) in values.chunks_exact_mut(8).zip(digest) {
+                for (place, digit) in eight.iter_mut().enumerate() {
+                    *digit = (word >> (28 - 4 * place)) as u8 & 15;
+                }
+            }
+        }
+        Text::Base32 => {
+            let [a, b, c, d, e] = digest.map(u64::from);
+            // Eight digits are forty bits.
+            let groups = [
+                a << 8 | b >> 24,
+                b << 16 | c >> 16,
+                c << 24 | d >> 8,
+                d << 32 | e,
+            ];
+            for (eight, group) in values.chunks_exact_mut(8).zip(groups) {
+                for (place, digit) in eight.iter_mut().enumerate() {
+                    *digit = (group >> (35 - 5 * place)) as u8 & 31;
+                }
+            }
+        }
+    }
+    Places {
+        values,
+        count: text.places(),
+    }
+}
+
+/// Returns the 28 places of a digest in base64.
+#[inline(always)]
+fn digits(digest: &[u32; 5]) -> [u8; HASHED_NAME_LEN] {
     let [a, b, c, d, e] = digest;
     let groups = [
         a >> 8,
@@ -41,7 +150,7 @@ pub fn hashed_name(digest: &[u32; 5]) -> [u8; HASHED_NAME_LEN] {
     digits(digest).map(|digit| *ALPHABET.get(usize::from(digit)).unwrap_or(&b'='))
 }
 
-/// A set of the characters of which hashed names consist: the 64 digits and `=`.
+/// A set of the characters of which hashed names consist: up to 64 digits, and `=`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CharSet {
     digits: u64,
@@ -62,12 +171,18 @@ impl CharSet {
         padding: true,
     };
 
-    /// Returns the set of digits whose character satisfies `predicate`.
+    /// Returns the set of digits whose character in standard base64 satisfies `predicate`.
     #[must_use]
     pub fn digits_where(predicate: impl Fn(u8) -> bool) -> CharSet {
-        let digits = (0..64)
-            .filter(|digit| predicate(ALPHABET[*digit]))
-            .fold(0, |set, digit| set | 1 << digit);
+        CharSet::values_where(|value| predicate(ALPHABET[usize::from(value)]))
+    }
+
+    /// Returns the set of digits whose value satisfies `predicate`. It is called with values up to
+    /// 63, whatever the encoding.
+    #[must_use]
+    pub fn values_where(predicate: impl Fn(u8) -> bool) -> CharSet {
+        let digits = (0..64).filter(|value| predicate(*value));
+        let digits = digits.fold(0, |set, value| set | 1 << value);
         CharSet {
             digits,
             padding: false,
@@ -88,10 +203,12 @@ impl CharSet {
         }
     }
 
-    /// Returns the fraction of the 64 digits that are in the set.
+    /// Returns the fraction of an encoding's digits that are in the set.
     #[must_use]
-    pub fn share(self) -> f64 {
-        f64::from(self.digits.count_ones()) / 64.0
+    pub fn share(self, text: Text) -> f64 {
+        let values = text.values();
+        let all = u64::MAX >> (64 - values);
+        f64::from((self.digits & all).count_ones()) / values as f64
     }
 
     /// Returns the digits in the set as a bit mask: bit `n` stands for the digit with the value
@@ -138,7 +255,7 @@ pub fn place(index: usize) -> CharSet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use base64::{Engine, prelude::BASE64_STANDARD};
+    use data_encoding::BASE64;
     use proptest::prelude::*;
 
     proptest! {
@@ -146,7 +263,7 @@ mod tests {
         fn a_hashed_name_is_standard_base64(digest: [u32; 5]) {
             let name = hashed_name(&digest);
             let bytes: Vec<u8> = digest.into_iter().flat_map(u32::to_be_bytes).collect();
-            prop_assert_eq!(std::str::from_utf8(&name).unwrap(), BASE64_STANDARD.encode(bytes));
+            prop_assert_eq!(std::str::from_utf8(&name).unwrap(), BASE64.encode(&bytes));
         }
     }
 

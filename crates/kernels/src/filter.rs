@@ -1,8 +1,9 @@
-//! The filter of a kernel: whether a name occurs in the 28 characters, within its maximum distance.
+//! The filter of a kernel: whether a name occurs in the text of a digest, within its maximum
+//! distance.
 
 use crate::{
-    digits::{CharSet, HASHED_NAME_LEN, digits},
-    name::Name,
+    digits::{CharSet, Places, Text, places},
+    name::{Name, Target},
     plan::Plan,
 };
 
@@ -11,12 +12,13 @@ pub const MAX_NAMES: usize = 1 << 16;
 
 /// The names that a kernel looks for, each with the maximum distance at which a secret passes.
 ///
-/// The method depends on the names. One name has its own filter, a few share one, and hundreds are
-/// found through an index of their four-character sequences. Each method only rules secrets out:
-/// the secrets that remain are compared with the names character by character.
+/// The method depends on the names. A name at a given place is compared with the digest's bits. A
+/// name at any place has its own filter, a few share one, and hundreds are found through an index
+/// of their four-character sequences. Each method only rules secrets out: the secrets that remain
+/// are compared with the names character by character.
 ///
 /// ```
-/// use hashfinder_kernels::{CharSet, Filter, sha1};
+/// use hashfinder_kernels::{CharSet, Filter, Target, Text, sha1};
 ///
 /// let letters = |name: &str| -> Vec<CharSet> {
 ///     name.bytes()
@@ -24,7 +26,9 @@ pub const MAX_NAMES: usize = 1 << 16;
 ///         .collect()
 /// };
 /// // The SHA-1 of the empty message is "2jmj7l5rSw0yVb/vlWAYkK/YBwk=".
-/// let filter = Filter::any([(&letters("doctor")[..], 0), (&letters("ways")[..], 1)]);
+/// let (doctor, ways) = (letters("doctor"), letters("ways"));
+/// let target = |characters, max_distance| Target { characters, max_distance, at: None };
+/// let filter = Filter::any(Text::Base64, [target(&doctor, 0), target(&ways, 1)]);
 /// let mut found = Vec::new();
 /// filter.check(&sha1(b""), |hit| found.push((hit.name, hit.distance, hit.window)));
 /// // "WAYk" begins at the 18th character, and differs from "ways" in one character.
@@ -32,6 +36,7 @@ pub const MAX_NAMES: usize = 1 << 16;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Filter {
+    text: Text,
     names: Vec<Name>,
     plan: Plan,
 }
@@ -48,45 +53,54 @@ pub struct Match {
 }
 
 impl Filter {
-    /// Creates a filter for one name.
+    /// Creates a filter for one name at any place of base64.
     ///
     /// A digest passes if at least one window of `characters.len()` places differs from
     /// `characters` in at most `max_distance` places.
     ///
     /// # Panics
     ///
-    /// If `characters` is empty, or longer than [`HASHED_NAME_LEN`].
+    /// Like [`any`](Self::any).
     #[must_use]
     pub fn new(characters: &[CharSet], max_distance: u8) -> Filter {
-        Filter::any([(characters, max_distance)])
+        let target = Target {
+            characters,
+            max_distance,
+            at: None,
+        };
+        Filter::any(Text::Base64, [target])
     }
 
-    /// Creates a filter for several names, each with its maximum distance.
+    /// Creates a filter for several names in digests with this encoding.
     ///
-    /// A digest passes if at least one name matches as for [`new`](Self::new).
-    /// [`check`](Self::check) reports each name that does.
+    /// A digest passes if at least one name matches as for [`new`](Self::new), at its place if it
+    /// has one. [`check`](Self::check) reports each name that does.
     ///
     /// # Panics
     ///
-    /// If `names` is empty or has more than [`MAX_NAMES`] elements, or if one of them is empty or
-    /// longer than [`HASHED_NAME_LEN`].
+    /// If `targets` is empty or has more than [`MAX_NAMES`] elements, or if one of them is empty,
+    /// longer than the text, or reaches beyond it at its place.
     #[must_use]
-    pub fn any<'a>(names: impl IntoIterator<Item = (&'a [CharSet], u8)>) -> Filter {
-        let names = names.into_iter();
-        let names: Vec<Name> = names.map(|(name, most)| Name::new(name, most)).collect();
+    pub fn any<'a>(text: Text, targets: impl IntoIterator<Item = Target<'a>>) -> Filter {
+        let names = targets.into_iter().map(|target| Name::new(text, target));
+        let names: Vec<Name> = names.collect();
         assert!(
             (1..=MAX_NAMES).contains(&names.len()),
             "a filter takes 1 to {MAX_NAMES} names, not {}",
             names.len()
         );
-        let plan = Plan::new(&names);
-        Filter { names, plan }
+        let plan = Plan::new(text, &names);
+        Filter { text, names, plan }
     }
 
     /// Creates a filter with a plan that a test has chosen.
     #[cfg(test)]
-    pub(crate) fn planned(names: Vec<Name>, plan: Plan) -> Filter {
-        Filter { names, plan }
+    pub(crate) fn planned(text: Text, names: Vec<Name>, plan: Plan) -> Filter {
+        Filter { text, names, plan }
+    }
+
+    pub(crate) fn text(&self) -> Text {
+        self.text
     }
 
     pub(crate) fn plan(&self) -> &Plan {
@@ -99,7 +113,7 @@ impl Filter {
     /// `digest` holds the five words of a SHA-1 digest.
     #[inline]
     pub fn check(&self, digest: &[u32; 5], found: impl FnMut(Match)) {
-        let digits = digits(digest);
+        let digits = places(self.text, digest);
         if let [name] = &self.names[..] {
             if name.may_match(&digits) {
                 self.compare([0], &digits, found);
@@ -130,7 +144,7 @@ impl Filter {
     fn compare(
         &self,
         candidates: impl IntoIterator<Item = u16>,
-        digits: &[u8; HASHED_NAME_LEN],
+        digits: &Places,
         mut found: impl FnMut(Match),
     ) {
         for number in candidates {
@@ -149,7 +163,7 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digits::{ALPHABET, PADDING};
+    use crate::digits::PADDING;
     use proptest::prelude::*;
 
     proptest! {
@@ -159,27 +173,34 @@ mod tests {
         /// digest. Some of its characters are then replaced by ones that never agree.
         #[test]
         fn a_planted_name_passes_at_its_distance(
+            text in proptest::sample::select(&Text::ALL[..]),
             digest: [u32; 5],
-            length in 1..=28_usize,
-            window in 0..28_usize,
-            spoilt in proptest::collection::vec(any::<bool>(), 28),
+            length in 1..=40_usize,
+            window in 0..40_usize,
+            is_anchored: bool,
+            spoilt in proptest::collection::vec(any::<bool>(), 40),
         ) {
-            let window = window % (HASHED_NAME_LEN - length + 1);
-            let planted = &digits(&digest)[window..window + length];
+            let length = length.min(text.places());
+            let window = window % (text.places() - length + 1);
+            let places = places(text, &digest);
+            let planted = &places[window..window + length];
             let characters: Vec<CharSet> = planted
                 .iter()
                 .zip(&spoilt)
                 .map(|(digit, spoilt)| match (*spoilt, *digit) {
                     (true, _) => CharSet::EMPTY,
                     (false, PADDING) => CharSet::PADDING,
-                    (false, digit) => {
-                        CharSet::digits_where(|c| c == ALPHABET[usize::from(digit)])
-                    }
+                    (false, digit) => CharSet::values_where(|value| value == digit),
                 })
                 .collect();
             let cost = spoilt[..length].iter().filter(|spoilt| **spoilt).count() as u8;
+            let target = Target {
+                characters: &characters,
+                max_distance: cost,
+                at: is_anchored.then_some(window),
+            };
             let mut found = None;
-            Filter::new(&characters, cost).check(&digest, |hit| found = Some(hit));
+            Filter::any(text, [target]).check(&digest, |hit| found = Some(hit));
             prop_assert!(found.is_some_and(|found| found.distance <= cost), "{found:?}");
         }
     }

@@ -4,7 +4,13 @@
 use crate::neon::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::{avx2::Avx2, avx512::Avx512, sha_ni::ShaNi};
-use crate::{block::Block, filter::Filter, hits::Hits, portable, split};
+use crate::{
+    filter::Filter,
+    hits::Hits,
+    portable,
+    secrets::{Block, Secrets},
+    split,
+};
 
 /// A kernel that this CPU can run. Holding one proves that the CPU can run it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +82,7 @@ impl Kernel {
     ///
     /// All are tried unless `hits` fills up: then the last hit's secret is the last one tried. None
     /// is tried if `hits` is already full. Every kernel finds the same hits, in the same order.
-    pub fn scan(self, block: &Block, filter: &Filter, hits: &mut Hits) -> u64 {
+    pub fn scan(self, block: &Block<'_>, filter: &Filter, hits: &mut Hits) -> u64 {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(simd) => simd.scan(block, filter, hits),
@@ -91,18 +97,19 @@ impl Kernel {
     }
 
     /// Estimates the time of [`scan`](Self::scan) with `filter`, as a multiple of the time of
-    /// hashing alone.
+    /// hashing a short byte string alone.
     ///
-    /// For a vector kernel it is about 1.1 for one name, and 2 for a thousand names of at least six
-    /// letters.
+    /// For a vector kernel and byte strings it is about 1.1 for one name, and 2 for a thousand
+    /// names of at least six letters.
     ///
-    /// The estimate is derived from the parts of the filter, not measured. Callers use it to decide
-    /// which names to search for together.
+    /// The estimate is derived from the parts of the filter and the number of blocks of a secret,
+    /// not measured. Callers use it to decide which names to search for together.
     #[must_use]
-    pub fn cost(self, filter: &Filter) -> f64 {
+    pub fn cost(self, secrets: &Secrets, filter: &Filter) -> f64 {
+        let hashing = secrets.space().blocks();
         match self.0 {
-            Isa::Portable => portable::cost(filter),
-            _ => 1.0 + filter.plan().cost / split::OPERATIONS,
+            Isa::Portable => hashing + portable::cost(filter),
+            _ => hashing + filter.plan().cost / split::OPERATIONS,
         }
     }
 
@@ -110,7 +117,7 @@ impl Kernel {
     ///
     /// Benchmarks use it to measure hashing without a filter. Every kernel returns the same result.
     #[must_use]
-    pub fn digest_sum(self, block: &Block) -> u32 {
+    pub fn digest_sum(self, block: &Block<'_>) -> u32 {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(simd) => simd.digest_sum(block),

@@ -1,4 +1,4 @@
-//! SHA-1 over blocks of secrets, and the filter that finds a name in the base64 text of a digest.
+//! SHA-1 over blocks of secrets, and the filter that finds a name in the text of a digest.
 //!
 //! This crate contains only the hot loop, which never checks whether it should stop. The caller
 //! checks between [`Block`]s, each of which should take about half a millisecond. The loop
@@ -40,22 +40,22 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bitmap;
-mod block;
 mod digest;
 mod digits;
 mod filter;
 mod hits;
 mod kernel;
+mod layout;
 mod mismatches;
 mod name;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod plan;
 mod portable;
-mod quads;
 #[cfg(target_arch = "x86_64")]
 mod rounds;
 mod rows;
+mod secrets;
 #[cfg(target_arch = "x86_64")]
 mod sha_ni;
 #[cfg_attr(
@@ -66,19 +66,22 @@ mod sha_ni;
     )
 )]
 mod simd;
+mod space;
 #[cfg_attr(
     not(target_arch = "x86_64"),
-    allow(dead_code, reason = "the same, and they take four words at a time")
+    allow(dead_code, reason = "the same, and they take any secrets alike")
 )]
 mod split;
 #[cfg(test)]
 mod tests;
+mod walk;
 mod windows;
 
-pub use block::{Block, MAX_SECRET_LEN};
 pub use digest::sha1;
-pub use digits::{ALPHABET, CharSet, HASHED_NAME_LEN, hashed_name, place};
+pub use digits::{ALPHABET, CharSet, HASHED_NAME_LEN, Text, hashed_name, place};
 pub use filter::{Filter, MAX_NAMES, Match};
 pub use hits::{Hit, Hits};
 pub use kernel::Kernel;
 pub use mismatches::Mismatches;
+pub use name::Target;
+pub use secrets::{Block, Secrets};

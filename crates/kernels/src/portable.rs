@@ -2,21 +2,17 @@
 //! which uses the CPU's SHA instructions if there are any.
 
 use crate::{
-    block::Block,
     filter::Filter,
     hits::{Hit, Hits},
-    split::INITIAL,
+    secrets::Block,
 };
-
-/// The byte that follows the message (FIPS 180-4, 5.1.1).
-const TERMINATOR: u8 = 0x80;
 
 /// Number of messages that are written before the first of them is hashed. Reading a message right
 /// after writing it would wait for the store to complete. A few dozen messages later, it has.
 const BATCH: usize = 32;
 
 /// See [`Kernel::scan`](crate::kernel::Kernel::scan).
-pub(crate) fn scan(block: &Block, filter: &Filter, hits: &mut Hits) -> u64 {
+pub(crate) fn scan(block: &Block<'_>, filter: &Filter, hits: &mut Hits) -> u64 {
     let mut stopped = None;
     for_each_batch(block, |first, digests| {
         for (offset, digest) in (first..).zip(digests) {
@@ -31,17 +27,17 @@ pub(crate) fn scan(block: &Block, filter: &Filter, hits: &mut Hits) -> u64 {
     stopped.unwrap_or(block.count)
 }
 
-/// See [`Kernel::cost`](crate::kernel::Kernel::cost).
+/// The filter's part of [`Kernel::cost`](crate::kernel::Kernel::cost).
 ///
 /// Names without grams are checked one by one, and each check takes about half as long as a hash.
 /// The grams of all other names together take as long as one hash.
 pub(crate) fn cost(filter: &Filter) -> f64 {
     let plan = filter.plan();
-    1.0 + 0.5 * plan.apart.len() as f64 + f64::from(u8::from(plan.grams.is_some()))
+    0.5 * plan.apart.len() as f64 + f64::from(u8::from(plan.grams.is_some()))
 }
 
 /// See [`Kernel::digest_sum`](crate::kernel::Kernel::digest_sum).
-pub(crate) fn digest_sum(block: &Block) -> u32 {
+pub(crate) fn digest_sum(block: &Block<'_>) -> u32 {
     let mut sum = 0;
     for_each_batch(block, |_, digests| {
         sum = digests.iter().fold(sum, |sum, digest| sum ^ digest[0]);
@@ -53,37 +49,34 @@ pub(crate) fn digest_sum(block: &Block) -> u32 {
 /// Calls `take` with a block's digests, in batches, until `take` returns `false`. With each batch,
 /// it passes the offset of the batch's first digest.
 #[inline(always)]
-fn for_each_batch(block: &Block, mut take: impl FnMut(u64, &[[u32; 5]]) -> bool) {
-    let mut message = [0; 64];
-    // After a secret of eight bytes, the terminator is the ninth byte. Otherwise it is in `front`.
-    message[8] = if block.length == 8 { TERMINATOR } else { 0 };
-    message[56..].copy_from_slice(&(8 * u64::from(block.length)).to_be_bytes());
-    let mut messages = [message; BATCH];
-    let mut digests = [INITIAL; BATCH];
+fn for_each_batch(block: &Block<'_>, mut take: impl FnMut(u64, &[[u32; 5]]) -> bool) {
+    let space = block.secrets.space();
+    let message = space.message(block.length);
+    let state = space.state();
+    let place = space.place();
+    let end = place + block.length as usize;
+    let mut searched = vec![0; block.length as usize];
+    space.write(block.first, &mut searched);
+    // The blocks of one message after those of another.
+    let blocks = message.len();
+    let mut messages = message.repeat(BATCH);
+    let mut digests = [state; BATCH];
 
     let mut first = 0;
     while first < block.count {
         let count = (block.count - first).min(BATCH as u64) as usize;
-        for (message, offset) in messages[..count].iter_mut().zip(first..) {
-            let front = front(block.length, block.first + offset);
-            message[..8].copy_from_slice(&front.to_be_bytes());
+        for message in messages.chunks_exact_mut(blocks).take(count) {
+            message.as_flattened_mut()[place..end].copy_from_slice(&searched);
+            space.advance(&mut searched);
         }
-        for (digest, message) in digests[..count].iter_mut().zip(&messages) {
-            *digest = INITIAL;
-            sha1::block_api::compress(digest, std::slice::from_ref(message));
+        let every = messages.chunks_exact(blocks);
+        for (digest, message) in digests[..count].iter_mut().zip(every) {
+            *digest = state;
+            sha1::block_api::compress(digest, message);
         }
         if !take(first, &digests[..count]) {
             return;
         }
         first += count as u64;
-    }
-}
-
-/// Returns the first eight bytes of the message: the secret, followed by the terminator if it fits.
-fn front(length: u32, secret: u64) -> u64 {
-    match length {
-        0 => u64::from(TERMINATOR) << 56,
-        8 => secret,
-        _ => secret << (64 - 8 * length) | u64::from(TERMINATOR) << (56 - 8 * length),
     }
 }

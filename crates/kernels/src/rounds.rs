@@ -1,13 +1,16 @@
 //! SHA-1's rounds with one hash in each lane of a vector, on the words from
 //! [`split`](crate::split).
 
+use std::hint::black_box;
+
 use crate::{
-    rows::ExpandedChunk,
+    layout::{self, Around, Line, Words},
     simd::{Digests, Simd},
     split::{
-        CASES, INITIAL, LANES, Lanes, SUMS, Tables, Word, XORS, base, case_of, constant,
+        CASES, CHUNK, INITIAL, LANES, Lanes, SUMS, Tables, Word, XORS, base, case_of, constant,
         row_mask_of,
     },
+    walk::Walk,
 };
 
 /// A chunk's part of the expanded words.
@@ -25,15 +28,34 @@ pub(crate) struct Chunk {
     addend: [u32; SUMS],
 }
 
-impl ExpandedChunk for Chunk {
+/// The walk through all byte strings of this length (at least one).
+#[derive(Clone, Copy)]
+pub(crate) struct Bytes(pub(crate) u32);
+
+impl Walk for Bytes {
+    type Chunk = Chunk;
     type Row = Row;
 
-    /// Creates the chunk that begins with the secret `first`.
+    const CASES: usize = CASES.len();
+
+    fn case(&self) -> usize {
+        case_of(self.0)
+    }
+
+    fn lanes(&self) -> usize {
+        LANES
+    }
+
+    fn chunk_len(&self) -> u64 {
+        CHUNK
+    }
+
     ///
     /// This is inlined, so that the compiler vectorizes its loops with the widest vectors that the
     /// kernel may use.
     #[inline(always)]
-    fn new(length: u32, first: u64) -> Chunk {
+    fn chunk(&self, first: u64) -> Chunk {
+        let length = self.0;
         let tables = Tables::of(length);
         let base = base(length, first);
         let rows = row_mask_of(length);
@@ -71,11 +93,11 @@ impl ExpandedChunk for Chunk {
 
     /// Returns a row's part of the expanded words.
     #[inline(always)]
-    fn row(&self, number: usize) -> Row {
-        let row = &self.tables.rows[number];
+    fn row(&self, chunk: &Chunk, number: usize) -> Row {
+        let row = &chunk.tables.rows[number];
         let mut sums = [0; SUMS];
         for slot in 0..SUMS {
-            sums[slot] = (row.sums[slot] ^ self.base[slot]).wrapping_add(self.addend[slot]);
+            sums[slot] = (row.sums[slot] ^ chunk.base[slot]).wrapping_add(chunk.addend[slot]);
         }
         Row {
             sums,
@@ -117,6 +139,58 @@ const fn choose(b: u32, c: u32, d: u32) -> u32 {
     b & c | !b & d
 }
 
+/// Calls a macro with the number of each round.
+macro_rules! eighty {
+    ($round:ident) => {
+        eighty!($round 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19);
+        eighty!($round 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38 39);
+        eighty!($round 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59);
+        eighty!($round 60 61 62 63 64 65 66 67 68 69 70 71 72 73 74 75 76 77 78 79);
+    };
+    ($round:ident $($t:literal)*) => { $($round!($t);)* };
+}
+
+/// Does round `t` of one vector, with its word, to which the round's constant was added (FIPS
+/// 180-4, 6.1.2). In the first rounds, `known` says that the word includes what the round adds for
+/// a known initial state.
+macro_rules! round {
+    ($simd:ident, $t:literal, $state:ident[$v:ident], $word:expr, known: $known:expr) => {
+        let [a, b, c, d, e] = $state[$v];
+        // FIPS 180-4, 4.1.1.
+        let f = match $t / 20 {
+            0 => $simd.select(b, c, d),
+            2 => $simd.majority(b, c, d),
+            _ => $simd.parity(b, c, d),
+        };
+        let sum = if $known && $t <= 4 {
+            $word
+        } else {
+            $simd.add(e, $word)
+        };
+        let sum = if $known && $t <= 1 {
+            sum
+        } else {
+            $simd.add(sum, f)
+        };
+        let sum = if $known && $t == 0 {
+            sum
+        } else {
+            $simd.add(sum, $simd.rotate_left_5(a))
+        };
+        $state[$v] = [sum, a, $simd.rotate_left_30(b), c, d];
+    };
+}
+
+/// Returns `N` vectors of the state with these words.
+#[inline(always)]
+fn repeated<S: Simd, const N: usize>(simd: S, words: &[u32; 5]) -> [Digests<S>; N] {
+    let mut state = [simd.set1(0); 5];
+    for word in 0..5 {
+        state[word] = simd.set1(words[word]);
+    }
+    [state; N]
+}
+
 /// Returns the digests of `N` vectors of lanes, starting with `lane`. The vectors' rounds are
 /// interleaved: while one vector waits for a result, the CPU works on the others.
 #[inline(always)]
@@ -126,12 +200,8 @@ pub(crate) fn hash<S: Simd, const CASE: usize, const N: usize>(
     row: &Row,
     lane: usize,
 ) -> [Digests<S>; N] {
-    let mut a = [simd.set1(INITIAL[0]); N];
-    let mut b = [simd.set1(INITIAL[1]); N];
-    let mut c = [simd.set1(INITIAL[2]); N];
-    let mut d = [simd.set1(INITIAL[3]); N];
-    let mut e = [simd.set1(INITIAL[4]); N];
-    macro_rules! round {
+    let mut state = repeated::<S, N>(simd, &INITIAL);
+    macro_rules! split {
         ($t:literal) => {
             for v in 0..N {
                 let lanes = || &chunk.lanes[$t].0[lane + v * S::WIDTH..];
@@ -144,39 +214,74 @@ pub(crate) fn hash<S: Simd, const CASE: usize, const N: usize>(
                     Word::Add(slot) => simd.add(simd.load(lanes()), simd.set1(row.sums[slot])),
                     Word::Row(slot) => simd.set1(row.sums[slot]),
                 };
-                // FIPS 180-4, 4.1.1.
-                let f = match $t / 20 {
-                    0 => simd.select(b[v], c[v], d[v]),
-                    2 => simd.majority(b[v], c[v], d[v]),
-                    _ => simd.parity(b[v], c[v], d[v]),
-                };
-                let sum = if $t > 4 { simd.add(e[v], word) } else { word };
-                let sum = if $t > 1 { simd.add(sum, f) } else { sum };
-                let sum = if $t > 0 {
-                    simd.add(sum, simd.rotate_left_5(a[v]))
-                } else {
-                    sum
-                };
-                (e[v], d[v], c[v]) = (d[v], c[v], simd.rotate_left_30(b[v]));
-                (b[v], a[v]) = (a[v], sum);
+                round!(simd, $t, state[v], word, known: true);
             }
         };
     }
-    macro_rules! rounds {
-        ($($t:literal)*) => { $(round!($t);)* };
-    }
-    rounds!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19);
-    rounds!(20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38 39);
-    rounds!(40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59);
-    rounds!(60 61 62 63 64 65 66 67 68 69 70 71 72 73 74 75 76 77 78 79);
-
-    let mut digests = [[simd.set1(0); 5]; N];
+    eighty!(split);
+    // The last round's word includes the first word of the initial state.
     for v in 0..N {
-        let state = [a[v], b[v], c[v], d[v], e[v]];
-        digests[v][0] = a[v];
         for word in 1..5 {
-            digests[v][word] = simd.add(state[word], simd.set1(INITIAL[word]));
+            state[v][word] = simd.add(state[v][word], simd.set1(INITIAL[word]));
         }
     }
-    digests
+    state
+}
+
+/// Returns the digests of `N` vectors of lanes of any secrets, starting with `lane`.
+#[inline(always)]
+pub(crate) fn hash_around<S: Simd, const N: usize>(
+    simd: S,
+    Around(_, layout): &Around<'_>,
+    chunk: &layout::Chunk,
+    row: &Words,
+    lane: usize,
+) -> [Digests<S>; N] {
+    let mut lines: [&[Line]; N] = [&[]; N];
+    for v in 0..N {
+        lines[v] = layout.lane_words(lane / S::WIDTH + v);
+        // So that the rounds need no checks.
+        assert!(lines[v].len() >= 80 * S::WIDTH / Line::WORDS);
+    }
+    let start = layout.start();
+    let mut state = repeated::<S, N>(simd, &chunk.state);
+    macro_rules! varying {
+        ($t:literal) => {
+            // No word before the sixteenth is made of others.
+            if $t >= 15 || start <= $t {
+                for v in 0..N {
+                    let at = $t * S::WIDTH;
+                    let lanes = &lines[v][at / Line::WORDS].0[at % Line::WORDS..];
+                    let word = simd.xor(simd.load(lanes), simd.set1(row.0[$t]));
+                    let word = simd.add(word, simd.set1(const { constant($t) }));
+                    round!(simd, $t, state[v], word, known: false);
+                }
+            }
+        };
+    }
+    eighty!(varying);
+    let mut before = repeated::<S, N>(simd, &chunk.before);
+    for v in 0..N {
+        for word in 0..5 {
+            before[v][word] = simd.add(before[v][word], state[v][word]);
+        }
+    }
+    for words in layout.tail() {
+        let words = black_box(words);
+        let mut state = before;
+        macro_rules! constant {
+            ($t:literal) => {
+                for v in 0..N {
+                    round!(simd, $t, state[v], simd.set1(words.0[$t]), known: false);
+                }
+            };
+        }
+        eighty!(constant);
+        for v in 0..N {
+            for word in 0..5 {
+                before[v][word] = simd.add(before[v][word], state[v][word]);
+            }
+        }
+    }
+    before
 }

@@ -1,46 +1,34 @@
 //! Runs a vector kernel over a block: chunk by chunk, row by row.
 //!
-//! [`split`](crate::split) defines these terms. A row is always hashed as a whole. If a block
-//! begins or ends within a row, the hashes outside the block are discarded afterwards.
+//! [`split`](crate::split) defines these terms, and a [`Walk`] their sizes. A row is always hashed as
+//! a whole. If a block begins or ends within a row, the hashes outside the block are discarded
+//! afterwards.
 
 use std::hint::black_box;
 
 use crate::{
-    block::Block,
     filter::Filter,
     hits::{Hit, Hits},
-    portable,
+    secrets::Block,
     simd::{Digests, Simd},
-    split::{CHUNK, LANE_BITS, LANES, case_of},
-    windows::Windows,
+    walk::Walk,
+    windows::{CheckMore, Windows},
 };
 
-/// A chunk's part of the expanded words.
-pub(crate) trait ExpandedChunk {
-    /// A row's part of the expanded words.
-    type Row;
-
-    /// Creates the chunk that begins with the secret `first` of `length` bytes (at least one).
-    fn new(length: u32, first: u64) -> Self;
-
-    /// Returns the row with this number.
-    fn row(&self, number: usize) -> Self::Row;
-}
-
 /// Hashes a row, `N` vectors at a time.
-pub(crate) trait Hasher<const N: usize>: Copy {
+pub(crate) trait Hasher<W: Walk, const N: usize>: Copy {
     /// The vectors that hold the digests.
-    type Simd: Simd;
-    type Chunk: ExpandedChunk;
+    type Simd: CheckMore;
 
     fn simd(self) -> Self::Simd;
 
     /// Returns the digests of `N` vectors of the row's lanes, starting with `lane`. `CASE` is what
-    /// [`case_of`] returns for the length of the chunk's secrets.
+    /// [`Walk::case`] returns.
     fn hash<const CASE: usize>(
         self,
-        chunk: &Self::Chunk,
-        row: &<Self::Chunk as ExpandedChunk>::Row,
+        walk: &W,
+        chunk: &W::Chunk,
+        row: &W::Row,
         lane: usize,
     ) -> [Digests<Self::Simd>; N];
 }
@@ -55,59 +43,64 @@ struct Part {
     count: u64,
     /// Offset of the part's first secret from the block's first.
     offset: u64,
+    /// Number of lanes of a row.
+    lanes: usize,
 }
 
 impl Part {
     /// Returns the part that begins `offset` secrets after the block's first.
-    fn of(block: &Block, offset: u64) -> Part {
+    fn of(walk: &impl Walk, block: &Block<'_>, offset: u64) -> Part {
         let first = block.first + offset;
-        let from = first % CHUNK;
+        let from = first % walk.chunk_len();
         Part {
             chunk: first - from,
             from,
-            count: (CHUNK - from).min(block.count - offset),
+            count: (walk.chunk_len() - from).min(block.count - offset),
             offset,
+            lanes: walk.lanes(),
         }
     }
 
     /// Returns the rows that contain the part.
     fn rows(self) -> std::ops::Range<usize> {
-        let end = (self.from + self.count).div_ceil(LANES as u64);
-        (self.from >> LANE_BITS) as usize..end as usize
+        let lanes = self.lanes as u64;
+        let end = (self.from + self.count).div_ceil(lanes);
+        (self.from / lanes) as usize..end as usize
     }
 
     /// Returns the lanes of a row that belong to the part.
     fn lanes(self, row: usize) -> std::ops::Range<usize> {
-        let first = (row * LANES) as u64;
-        let end = (self.from + self.count).min(first + LANES as u64);
+        let first = (row * self.lanes) as u64;
+        let end = (self.from + self.count).min(first + self.lanes as u64);
         (self.from.max(first) - first) as usize..(end - first) as usize
     }
 }
 
 /// See [`Kernel::scan`](crate::kernel::Kernel::scan).
 #[inline(always)]
-pub(crate) fn scan<H: Hasher<N>, const N: usize>(
+pub(crate) fn scan<H: Hasher<W, N>, W: Walk, const N: usize>(
     hasher: H,
-    block: &Block,
+    walk: &W,
+    block: &Block<'_>,
     filter: &Filter,
     hits: &mut Hits,
 ) -> u64 {
-    // There is only one secret of length 0.
-    if block.length < 1 {
-        return portable::scan(block, filter, hits);
-    }
     if hits.is_full() {
         return 0;
     }
     let windows = Windows::new(hasher.simd(), filter);
     let mut offset = 0;
     while offset < block.count {
-        let part = Part::of(block, offset);
-        let chunk = H::Chunk::new(block.length, part.chunk);
-        let tried = match case_of(block.length) {
-            0 => scan_part::<H, N, 0>(hasher, &chunk, &windows, filter, part, hits),
-            1 => scan_part::<H, N, 1>(hasher, &chunk, &windows, filter, part, hits),
-            _ => scan_part::<H, N, 2>(hasher, &chunk, &windows, filter, part, hits),
+        let part = Part::of(walk, block, offset);
+        let chunk = walk.chunk(part.chunk);
+        let tried = match walk.case() {
+            1 if W::CASES > 1 => {
+                scan_part::<H, W, N, 1>(hasher, walk, &chunk, &windows, filter, part, hits)
+            }
+            2 if W::CASES > 2 => {
+                scan_part::<H, W, N, 2>(hasher, walk, &chunk, &windows, filter, part, hits)
+            }
+            _ => scan_part::<H, W, N, 0>(hasher, walk, &chunk, &windows, filter, part, hits),
         };
         offset += tried;
         if hits.is_full() {
@@ -120,9 +113,10 @@ pub(crate) fn scan<H: Hasher<N>, const N: usize>(
 /// Tries a part of a chunk. Returns the number of secrets tried: all, or those up to and including
 /// the last hit if the list became full.
 #[inline(always)]
-fn scan_part<H: Hasher<N>, const N: usize, const CASE: usize>(
+fn scan_part<H: Hasher<W, N>, W: Walk, const N: usize, const CASE: usize>(
     hasher: H,
-    chunk: &H::Chunk,
+    walk: &W,
+    chunk: &W::Chunk,
     windows: &Windows<'_, H::Simd>,
     filter: &Filter,
     part: Part,
@@ -133,12 +127,12 @@ fn scan_part<H: Hasher<N>, const N: usize, const CASE: usize>(
         // Hides the chunk from the optimizer, which would otherwise load everything that all rows
         // share before the loop, run out of registers, and spill it to the stack.
         let chunk = black_box(chunk);
-        let row = chunk.row(number);
+        let row = walk.row(chunk, number);
         // Keeps the row in memory: the rounds broadcast its words from there, one by one.
         let row = black_box(&row);
         let mut lane = 0;
-        while lane < LANES {
-            let digests = hasher.hash::<CASE>(chunk, row, lane);
+        while lane < part.lanes {
+            let digests = hasher.hash::<CASE>(walk, chunk, row, lane);
             let mut passed = [0; N];
             for v in 0..N {
                 passed[v] = windows.check(simd, &digests[v]);
@@ -198,7 +192,7 @@ fn confirm(
             continue;
         }
         let digest = std::array::from_fn(|word| words[word][lane]);
-        let counter = (row * LANES + first + lane) as u64;
+        let counter = (row * part.lanes + first + lane) as u64;
         let offset = part.offset + (counter - part.from);
         filter.check(&digest, |found| hits.push(Hit::new(offset, found)));
         if hits.is_full() {
@@ -210,19 +204,20 @@ fn confirm(
 
 /// See [`Kernel::digest_sum`](crate::kernel::Kernel::digest_sum).
 #[inline(always)]
-pub(crate) fn digest_sum<H: Hasher<N>, const N: usize>(hasher: H, block: &Block) -> u32 {
-    if block.length < 1 {
-        return portable::digest_sum(block);
-    }
+pub(crate) fn digest_sum<H: Hasher<W, N>, W: Walk, const N: usize>(
+    hasher: H,
+    walk: &W,
+    block: &Block<'_>,
+) -> u32 {
     let mut sum = 0;
     let mut offset = 0;
     while offset < block.count {
-        let part = Part::of(block, offset);
-        let chunk = H::Chunk::new(block.length, part.chunk);
-        sum ^= match case_of(block.length) {
-            0 => part_sum::<H, N, 0>(hasher, &chunk, part),
-            1 => part_sum::<H, N, 1>(hasher, &chunk, part),
-            _ => part_sum::<H, N, 2>(hasher, &chunk, part),
+        let part = Part::of(walk, block, offset);
+        let chunk = walk.chunk(part.chunk);
+        sum ^= match walk.case() {
+            1 if W::CASES > 1 => part_sum::<H, W, N, 1>(hasher, walk, &chunk, part),
+            2 if W::CASES > 2 => part_sum::<H, W, N, 2>(hasher, walk, &chunk, part),
+            _ => part_sum::<H, W, N, 0>(hasher, walk, &chunk, part),
         };
         offset += part.count;
     }
@@ -230,9 +225,10 @@ pub(crate) fn digest_sum<H: Hasher<N>, const N: usize>(hasher: H, block: &Block)
 }
 
 #[inline(always)]
-fn part_sum<H: Hasher<N>, const N: usize, const CASE: usize>(
+fn part_sum<H: Hasher<W, N>, W: Walk, const N: usize, const CASE: usize>(
     hasher: H,
-    chunk: &H::Chunk,
+    walk: &W,
+    chunk: &W::Chunk,
     part: Part,
 ) -> u32 {
     let simd = hasher.simd();
@@ -240,12 +236,12 @@ fn part_sum<H: Hasher<N>, const N: usize, const CASE: usize>(
     let mut sum = 0;
     for number in part.rows() {
         let chunk = black_box(chunk);
-        let row = chunk.row(number);
+        let row = walk.row(chunk, number);
         let row = black_box(&row);
         let lanes = part.lanes(number);
         let mut lane = 0;
-        while lane < LANES {
-            let digests = hasher.hash::<CASE>(chunk, row, lane);
+        while lane < part.lanes {
+            let digests = hasher.hash::<CASE>(walk, chunk, row, lane);
             for v in 0..N {
                 let first = lane + v * H::Simd::WIDTH;
                 if lanes.start <= first && first + H::Simd::WIDTH <= lanes.end {
@@ -270,39 +266,68 @@ fn part_sum<H: Hasher<N>, const N: usize, const CASE: usize>(
 
 /// Makes the methods `scan` and `digest_sum` of a vector kernel, compiled for its instructions. A
 /// value of the kernel's type proves that the CPU has these instructions.
+///
+/// The walk is that of a [`Layout`](crate::layout::Layout), which gives the words the form `$form`.
+/// For all byte strings, a kernel may have another walk, `$bytes`.
 macro_rules! kernel {
-    ($features:literal) => {
+    ($features:literal, $form:expr $(, $bytes:path)?) => {
         /// See [`Kernel::scan`](crate::kernel::Kernel::scan).
         pub(crate) fn scan(
             self,
-            block: &crate::block::Block,
+            block: &crate::secrets::Block<'_>,
             filter: &crate::filter::Filter,
             hits: &mut crate::hits::Hits,
         ) -> u64 {
             #[target_feature(enable = $features)]
-            fn compiled<H: crate::rows::Hasher<VECTORS>>(
+            fn compiled<H: crate::rows::Hasher<W, VECTORS>, W: crate::walk::Walk>(
                 hasher: H,
-                block: &crate::block::Block,
+                walk: &W,
+                block: &crate::secrets::Block<'_>,
                 filter: &crate::filter::Filter,
                 hits: &mut crate::hits::Hits,
             ) -> u64 {
-                crate::rows::scan(hasher, block, filter, hits)
+                crate::rows::scan(hasher, walk, block, filter, hits)
             }
-            // SAFETY: `self` proves that the CPU has the features.
-            unsafe { compiled(self, block, filter, hits) }
+            if block.length < 1 {
+                return crate::portable::scan(block, filter, hits);
+            }
+            $(
+                if block.secrets.space().are_all() {
+                    let walk = $bytes(block.length);
+                    // SAFETY: `self` proves that the CPU has the features.
+                    return unsafe { compiled(self, &walk, block, filter, hits) };
+                }
+            )?
+            let layout = block.secrets.layout(block.length, $form);
+            let walk = crate::layout::Around(block.secrets.space(), &layout);
+            // SAFETY: as above.
+            unsafe { compiled(self, &walk, block, filter, hits) }
         }
 
         /// See [`Kernel::digest_sum`](crate::kernel::Kernel::digest_sum).
-        pub(crate) fn digest_sum(self, block: &crate::block::Block) -> u32 {
+        pub(crate) fn digest_sum(self, block: &crate::secrets::Block<'_>) -> u32 {
             #[target_feature(enable = $features)]
-            fn compiled<H: crate::rows::Hasher<VECTORS>>(
+            fn compiled<H: crate::rows::Hasher<W, VECTORS>, W: crate::walk::Walk>(
                 hasher: H,
-                block: &crate::block::Block,
+                walk: &W,
+                block: &crate::secrets::Block<'_>,
             ) -> u32 {
-                crate::rows::digest_sum(hasher, block)
+                crate::rows::digest_sum(hasher, walk, block)
             }
-            // SAFETY: `self` proves that the CPU has the features.
-            unsafe { compiled(self, block) }
+            if block.length < 1 {
+                return crate::portable::digest_sum(block);
+            }
+            $(
+                if block.secrets.space().are_all() {
+                    let walk = $bytes(block.length);
+                    // SAFETY: `self` proves that the CPU has the features.
+                    return unsafe { compiled(self, &walk, block) };
+                }
+            )?
+            let layout = block.secrets.layout(block.length, $form);
+            let walk = crate::layout::Around(block.secrets.space(), &layout);
+            // SAFETY: as above.
+            unsafe { compiled(self, &walk, block) }
         }
     };
 }

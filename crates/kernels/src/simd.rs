@@ -64,10 +64,18 @@ pub(crate) trait Simd: Copy {
     fn upper_digits(self, word: Self::Vector) -> Self::Vector;
     /// Returns the four digits of the lower three bytes of each word, the first in the lowest byte.
     fn lower_digits(self, word: Self::Vector) -> Self::Vector;
+    /// Returns the four digits of four bits each that begin `FIRST` bits below the top of each
+    /// word, 0 or 16, the first in the lowest byte.
+    fn hex_digits<const FIRST: u32>(self, word: Self::Vector) -> Self::Vector;
+    /// Returns the four digits of five bits each that begin `FIRST` bits below the top of each word
+    /// of `high`, which `low` continues. The first is in the lowest byte.
+    fn base32_digits<const FIRST: i32>(self, high: Self::Vector, low: Self::Vector)
+    -> Self::Vector;
     /// Converts digits to the form that [`lookup`](Self::lookup) expects.
     fn prepare(self, digits: Self::Vector) -> Self::Digits;
     /// Creates a table that maps each digit to `bytes[digit]`, possibly with additional bits set.
-    fn table(self, bytes: &[u8; 64]) -> Self::Table;
+    /// There are 16, 32 or 64 digits, and bytes beyond them are zero.
+    fn table(self, bytes: &[u8; 64], digits: usize) -> Self::Table;
     fn lookup(self, table: &Self::Table, digits: Self::Digits) -> Self::Vector;
     /// Like [`lookup`](Self::lookup), for the last group: each word's top byte comes from
     /// `padding`.
@@ -87,6 +95,10 @@ pub(crate) trait Simd: Copy {
     /// Returns four bits for each hash. At least one of them is set if and only if, in the hash's
     /// word, some byte of `a` is not less than the corresponding byte of `b`.
     fn not_less(self, a: Self::Vector, b: Self::Vector) -> u64;
+
+    /// Returns four bits for each hash. At least one of them is set if and only if the hash's word
+    /// is zero.
+    fn zeros(self, words: Self::Vector) -> u64;
 
     /// Returns the code of each digit, see [`CODES`](crate::plan::CODES).
     fn codes(self, digits: Self::Digits) -> Self::Vector;

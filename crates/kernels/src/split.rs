@@ -34,8 +34,8 @@
 //! rotation and word. With the 77 more that the words above need, a vector of hashes takes 557
 //! operations, for secrets of four bytes. A plain schedule takes 752: three more for each of its 64
 //! words, and one for each round's constant. The first rounds, where most of the state is known,
-//! save thirteen operations, and the digests' additions take four: 548. CPUs with SHA instructions
-//! use the same split, four words at a time ([`quads`](crate::quads)).
+//! save thirteen operations, and the digests' additions take four: 548. All
+//! other secrets are split as well, but without this distinction ([`layout`](crate::layout)).
 
 /// Number of vector operations that hashing takes for each vector of secrets.
 pub(crate) const OPERATIONS: f64 = 548.0;
@@ -194,7 +194,7 @@ pub(crate) const fn expand_front(front: u64) -> [u32; 80] {
     expand(words)
 }
 
-const fn expand(mut words: [u32; 80]) -> [u32; 80] {
+pub(crate) const fn expand(mut words: [u32; 80]) -> [u32; 80] {
     let mut t = 16;
     while t < 80 {
         words[t] = (words[t - 3] ^ words[t - 8] ^ words[t - 14] ^ words[t - 16]).rotate_left(1);

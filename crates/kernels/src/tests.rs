@@ -1,14 +1,14 @@
 //! Tests of filters with every plan on every kernel.
 
 use crate::{
-    block::Block,
     digest::sha1,
-    digits::{CharSet, HASHED_NAME_LEN, digits, hashed_name},
+    digits::{CharSet, HASHED_NAME_LEN, Text, hashed_name, places},
     filter::Filter,
     hits::Hits,
     kernel::Kernel,
-    name::Name,
+    name::{Name, Target},
     plan::{Bank, Grams, Plan},
+    secrets::Block,
 };
 
 fn name(text: &[u8], max_distance: u8) -> Name {
@@ -19,7 +19,12 @@ fn name(text: &[u8], max_distance: u8) -> Name {
             _ => CharSet::digits_where(|digit| digit.eq_ignore_ascii_case(&letter)),
         }
     };
-    Name::new(&text.iter().map(set).collect::<Vec<_>>(), max_distance)
+    let target = Target {
+        characters: &text.iter().map(set).collect::<Vec<_>>(),
+        max_distance,
+        at: None,
+    };
+    Name::new(Text::Base64, target)
 }
 
 /// Names at every place pass with every stride, not only with the one that the planner would
@@ -42,7 +47,7 @@ fn every_plan_passes_all_matches() {
                 .collect();
             for stride in 0..=Grams::STRIDES {
                 let plan = Plan::with_stride(&names, stride);
-                let filter = Filter::planned(names.clone(), plan);
+                let filter = Filter::planned(Text::Base64, names.clone(), plan);
                 for window in 0..windows {
                     let mut found = Vec::new();
                     filter.check(&digest(window), |hit| found.push(hit.name));
@@ -50,7 +55,7 @@ fn every_plan_passes_all_matches() {
                         found.contains(&(window as u16)),
                         "{errors} of {length} characters, window {window}, stride {stride}"
                     );
-                    assert!(names[window].is_at(window, &digits(&digest(window))));
+                    assert!(names[window].is_at(window, &places(Text::Base64, &digest(window))));
                     for kernel in Kernel::all() {
                         let block = Block::new(3, secret(errors, length, window), 1);
                         let mut hits = Hits::with_limit(usize::MAX);
@@ -90,15 +95,13 @@ fn banks_of_every_shape_pass_all_matches() {
                 let all: Vec<&Name> = names.iter().collect();
                 let banks = all.chunks(in_bucket * Bank::BUCKETS);
                 let plan = Plan {
-                    alone: Vec::new(),
                     banks: banks
                         .map(|names| Bank::new(names, in_bucket, length, errors))
                         .collect(),
-                    grams: None,
                     apart: (0..names.len() as u16).collect(),
-                    cost: 0.0,
+                    ..Plan::default()
                 };
-                let filter = Filter::planned(names.clone(), plan);
+                let filter = Filter::planned(Text::Base64, names.clone(), plan);
                 for number in 0..names.len() {
                     let counter = u64::from(errors) << 16 | (number as u64) << 8 | 7;
                     for kernel in Kernel::all() {

@@ -1,28 +1,122 @@
-//! The fast filter of the vector kernels. It works on the digests in their vectors: seven vectors
-//! hold one byte for each of a hashed name's 28 places, four to a word.
+//! The fast filter of the vector kernels. It works on the digests in their vectors. For names at any
+//! place, further vectors hold one byte for each of a hashed name's places, four to a word: seven
+//! vectors for the 28 places of base64.
 //!
 //! The filter is a necessary condition: it passes every match, and a few other digests.
 //! [`plan`](crate::plan) describes its parts.
 
 use crate::{
-    digits::GROUPS,
+    digits::{MOST_GROUPS, Text},
     filter::Filter,
-    plan::{Agreement, Bank, ClassTable, Classes, Grams},
+    plan::{Agreement, Bank, ClassTable, Classes, Grams, Mask},
     simd::{Digests, Simd},
 };
+
+/// Vectors with a function for the less frequent checks. It is compiled only once, because it is
+/// not inlined.
+pub(crate) trait CheckMore: Simd {
+    /// Calls [`Windows::check_more`].
+    fn check_more(self, windows: &Windows<'_, Self>, digest: &Digests<Self>) -> u64;
+}
+
+/// An encoding, as a type.
+trait Encoding {
+    const TEXT: Text;
+
+    /// Number of groups of four places.
+    const GROUPS: usize = Self::TEXT.groups();
+
+    /// Returns the digits of each group.
+    fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; MOST_GROUPS];
+}
+
+struct Base64;
+
+impl Encoding for Base64 {
+    const TEXT: Text = Text::Base64;
+
+    #[inline(always)]
+    fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; MOST_GROUPS] {
+        let [h0, h1, h2, h3, h4] = *digest;
+        // Four digits are 24 bits. If they span two words, both parts are combined first.
+        let mut groups = [h0; MOST_GROUPS];
+        groups[0] = simd.upper_digits(h0);
+        groups[1] = simd.lower_digits(simd.advance::<2>(h1, h0));
+        groups[2] = simd.lower_digits(simd.advance::<3>(h2, h1));
+        groups[3] = simd.lower_digits(h2);
+        groups[4] = simd.upper_digits(h3);
+        groups[5] = simd.lower_digits(simd.advance::<2>(h4, h3));
+        groups[6] = simd.lower_digits(simd.advance::<3>(simd.set1(0), h4));
+        groups
+    }
+}
+
+struct Base32;
+
+impl Encoding for Base32 {
+    const TEXT: Text = Text::Base32;
+
+    #[inline(always)]
+    fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; MOST_GROUPS] {
+        let [h0, h1, h2, h3, h4] = *digest;
+        // Four digits are twenty bits.
+        let mut groups = [h0; MOST_GROUPS];
+        groups[0] = simd.base32_digits::<0>(h0, h1);
+        groups[1] = simd.base32_digits::<20>(h0, h1);
+        groups[2] = simd.base32_digits::<8>(h1, h2);
+        groups[3] = simd.base32_digits::<28>(h1, h2);
+        groups[4] = simd.base32_digits::<16>(h2, h3);
+        groups[5] = simd.base32_digits::<4>(h3, h4);
+        groups[6] = simd.base32_digits::<24>(h3, h4);
+        groups[7] = simd.base32_digits::<12>(h4, h4);
+        groups
+    }
+}
+
+struct Hex;
+
+impl Encoding for Hex {
+    const TEXT: Text = Text::Hex;
+
+    #[inline(always)]
+    fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; MOST_GROUPS] {
+        let mut groups = [digest[0]; MOST_GROUPS];
+        for word in 0..5 {
+            groups[2 * word] = simd.hex_digits::<0>(digest[word]);
+            groups[2 * word + 1] = simd.hex_digits::<16>(digest[word]);
+        }
+        groups
+    }
+}
 
 /// A filter, prepared for one kernel. It is prepared for each block anew, which takes a few
 /// microseconds for every hundred names in banks.
 pub(crate) struct Windows<'f, S: Simd> {
+    text: Text,
+    masks: Vec<MaskFilter<S>>,
     names: Vec<NameFilter<S>>,
     banks: Vec<BankFilter<S>>,
     grams: Option<&'f Grams>,
+    parts: Parts,
+}
+
+/// The parts of a filter apart from the masks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parts {
+    Nothing,
+    /// One name in base64, the most frequent case. Its check is inlined.
+    OneName,
+    More,
 }
 
 impl<'f, S: Simd> Windows<'f, S> {
     #[inline(always)]
     pub(crate) fn new(simd: S, filter: &'f Filter) -> Windows<'f, S> {
         let plan = filter.plan();
+        let mut masks = Vec::with_capacity(plan.masks.len());
+        for mask in &plan.masks {
+            masks.push(MaskFilter::new(simd, mask));
+        }
         let mut names = Vec::with_capacity(plan.alone.len());
         for classes in &plan.alone {
             names.push(NameFilter::new(simd, classes));
@@ -31,71 +125,139 @@ impl<'f, S: Simd> Windows<'f, S> {
         for bank in &plan.banks {
             banks.push(BankFilter::new(simd, bank));
         }
+        let grams = plan.grams.as_ref();
+        let parts = match (filter.text(), names.len(), banks.len(), grams) {
+            (_, 0, 0, None) => Parts::Nothing,
+            (Text::Base64, 1, 0, None) => Parts::OneName,
+            _ => Parts::More,
+        };
         Windows {
+            text: filter.text(),
+            masks,
             names,
             banks,
-            grams: plan.grams.as_ref(),
+            grams,
+            parts,
         }
     }
 
-    /// Returns four bits for each hash, of which at least one is set if the hash may have a window
-    /// near enough.
+    /// Returns four bits for each hash, of which at least one is set if the hash may match.
     #[inline(always)]
-    pub(crate) fn check(&self, simd: S, digest: &Digests<S>) -> u64 {
-        let plain = digits(simd, digest);
-        let mut digits = [simd.prepare(plain[0]); GROUPS];
-        for group in 1..GROUPS {
-            digits[group] = simd.prepare(plain[group]);
+    pub(crate) fn check(&self, simd: S, digest: &Digests<S>) -> u64
+    where
+        S: CheckMore,
+    {
+        let mut passed = 0;
+        for mask in &self.masks {
+            passed |= mask.check(simd, digest);
         }
+        match self.parts {
+            Parts::Nothing => passed,
+            Parts::OneName => {
+                let digits = prepared::<S, Base64>(simd, digest);
+                passed | self.names[0].check::<Base64>(simd, &digits)
+            }
+            Parts::More => passed | simd.check_more(self, digest),
+        }
+    }
+
+    /// Checks the names at any place.
+    #[inline(always)]
+    pub(crate) fn check_more(&self, simd: S, digest: &Digests<S>) -> u64 {
+        match self.text {
+            Text::Base64 => self.check_all::<Base64>(simd, digest),
+            Text::Base32 => self.check_all::<Base32>(simd, digest),
+            Text::Hex => self.check_all::<Hex>(simd, digest),
+        }
+    }
+
+    #[inline(always)]
+    fn check_all<E: Encoding>(&self, simd: S, digest: &Digests<S>) -> u64 {
+        let digits = prepared::<S, E>(simd, digest);
         let mut passed = 0;
         for name in &self.names {
-            passed |= name.check(simd, &digits);
+            passed |= name.check::<E>(simd, &digits);
         }
         for bank in &self.banks {
             passed |= match bank.errors {
-                0 => bank.check::<0>(simd, &digits),
-                1 => bank.check::<1>(simd, &digits),
-                _ => bank.check::<2>(simd, &digits),
+                0 => bank.check::<E, 0>(simd, &digits),
+                1 => bank.check::<E, 1>(simd, &digits),
+                _ => bank.check::<E, 2>(simd, &digits),
             };
         }
-        if let Some(grams) = self.grams {
+        if E::TEXT == Text::Base64
+            && let Some(grams) = self.grams
+        {
             passed |= check_grams(simd, grams, &digits);
         }
         passed
     }
 }
 
-/// Returns the digits of each group.
+/// The digits of each group, as the lookups expect them.
+type Digits<S> = [<S as Simd>::Digits; MOST_GROUPS];
+
 #[inline(always)]
-fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; GROUPS] {
-    let [h0, h1, h2, h3, h4] = *digest;
-    // Four digits are 24 bits. If they span two words, both parts are combined first.
-    [
-        simd.upper_digits(h0),
-        simd.lower_digits(simd.advance::<2>(h1, h0)),
-        simd.lower_digits(simd.advance::<3>(h2, h1)),
-        simd.lower_digits(h2),
-        simd.upper_digits(h3),
-        simd.lower_digits(simd.advance::<2>(h4, h3)),
-        simd.lower_digits(simd.advance::<3>(simd.set1(0), h4)),
-    ]
+fn prepared<S: Simd, E: Encoding>(simd: S, digest: &Digests<S>) -> Digits<S> {
+    let plain = E::digits(simd, digest);
+    let mut digits = [simd.prepare(plain[0]); MOST_GROUPS];
+    for group in 1..E::GROUPS {
+        digits[group] = simd.prepare(plain[group]);
+    }
+    digits
+}
+
+/// A [`Mask`] in vectors.
+struct MaskFilter<S: Simd> {
+    /// For each word that is compared: its number, the bits, and what they have to be.
+    words: Vec<(usize, S::Vector, S::Vector)>,
+}
+
+impl<S: Simd> MaskFilter<S> {
+    #[inline(always)]
+    fn new(simd: S, mask: &Mask) -> MaskFilter<S> {
+        let mut words = Vec::new();
+        for word in 0..5 {
+            if mask.bits[word] != 0 {
+                let (bits, wanted) = (simd.set1(mask.bits[word]), simd.set1(mask.wanted[word]));
+                words.push((word, bits, wanted));
+            }
+        }
+        MaskFilter { words }
+    }
+
+    #[inline(always)]
+    fn check(&self, simd: S, digest: &Digests<S>) -> u64 {
+        let mut differ = simd.set1(0);
+        for (word, bits, wanted) in &self.words {
+            let changed = simd.xor(digest[*word], *wanted);
+            differ = simd.and_or(changed, *bits, differ);
+        }
+        simd.zeros(differ)
+    }
 }
 
 /// Looks up a byte for each place. The last two groups stand for places beyond the last one.
 #[inline(always)]
-fn bytes<S: Simd>(
-    simd: S,
-    table: &Lookup<S>,
-    digits: &[S::Digits; GROUPS],
-) -> [S::Vector; GROUPS + 2] {
-    let mut bytes = [table.beyond; GROUPS + 2];
-    for group in 0..GROUPS - 1 {
+fn bytes<S: Simd, E: Encoding>(simd: S, table: &Lookup<S>, digits: &Digits<S>) -> Bytes<S> {
+    let mut bytes = [table.beyond; MOST_GROUPS + 2];
+    for group in 0..E::GROUPS - 1 {
         bytes[group] = simd.lookup(&table.digits, digits[group]);
     }
-    let last = digits[GROUPS - 1];
-    bytes[GROUPS - 1] = simd.lookup_last(&table.digits, last, table.padding);
+    let last = digits[E::GROUPS - 1];
+    bytes[E::GROUPS - 1] = if E::TEXT.is_padded() {
+        simd.lookup_last(&table.digits, last, table.padding)
+    } else {
+        simd.lookup(&table.digits, last)
+    };
     bytes
 }
+
+/// A byte for each place, and for those beyond the last one.
+type Bytes<S> = [<S as Simd>::Vector; MOST_GROUPS + 2];
+
+/// A byte for each place.
+type Groups<S> = [<S as Simd>::Vector; MOST_GROUPS];
 
 /// A [`ClassTable`] in vectors.
 struct Lookup<S: Simd> {
@@ -109,7 +271,7 @@ impl<S: Simd> Lookup<S> {
     #[inline(always)]
     fn new(simd: S, table: &ClassTable) -> Lookup<S> {
         Lookup {
-            digits: simd.table(&table.digits),
+            digits: simd.table(&table.digits, table.values),
             padding: simd.set1(u32::from(table.padding) << 24),
             beyond: simd.set1_byte(table.beyond),
         }
@@ -140,14 +302,14 @@ impl<S: Simd> NameFilter<S> {
     }
 
     #[inline(always)]
-    fn check(&self, simd: S, digits: &[S::Digits; GROUPS]) -> u64 {
+    fn check<E: Encoding>(&self, simd: S, digits: &Digits<S>) -> u64 {
         let agree = match self.agreement {
-            Agreement::Even => diagonals::<S, false>(simd, &self.first, digits),
-            Agreement::All => diagonals::<S, true>(simd, &self.first, digits),
-            Agreement::Count => self.count(simd, digits),
+            Agreement::Even => diagonals::<S, E, false>(simd, &self.first, digits),
+            Agreement::All => diagonals::<S, E, true>(simd, &self.first, digits),
+            Agreement::Count => self.count::<E>(simd, digits),
         };
         let mut most = agree[0];
-        for group in 1..GROUPS {
+        for group in 1..E::GROUPS {
             most = simd.max_bytes(most, agree[group]);
         }
         simd.not_less(most, self.least)
@@ -156,17 +318,17 @@ impl<S: Simd> NameFilter<S> {
     /// Returns for each window, in the byte of the place where it begins, the number of characters
     /// that agree.
     #[inline(always)]
-    fn count(&self, simd: S, digits: &[S::Digits; GROUPS]) -> [S::Vector; GROUPS] {
-        let mut agree = diagonals::<S, true>(simd, &self.first, digits);
-        for group in 0..GROUPS {
+    fn count<E: Encoding>(&self, simd: S, digits: &Digits<S>) -> Groups<S> {
+        let mut agree = diagonals::<S, E, true>(simd, &self.first, digits);
+        for group in 0..E::GROUPS {
             agree[group] = simd.count_ones(agree[group]);
         }
         for number in 0..self.further.len() {
-            let more = diagonals::<S, true>(simd, &self.further[number], digits);
+            let more = diagonals::<S, E, true>(simd, &self.further[number], digits);
             // The next eight characters of a window are eight places, that is two groups, further
             // on.
             let begin = 2 * (number + 1);
-            for group in begin..GROUPS {
+            for group in begin..E::GROUPS {
                 let more = simd.count_ones(more[group]);
                 agree[group - begin] = simd.add_bytes(agree[group - begin], more);
             }
@@ -184,26 +346,26 @@ impl<S: Simd> NameFilter<S> {
 /// from `s` places further on: of those in whose index the bit `s` is set. If only characters with
 /// even indices matter, the step of 1 is left out.
 #[inline(always)]
-fn diagonals<S: Simd, const ODD: bool>(
+fn diagonals<S: Simd, E: Encoding, const ODD: bool>(
     simd: S,
     table: &Lookup<S>,
-    digits: &[S::Digits; GROUPS],
-) -> [S::Vector; GROUPS] {
-    let mut bytes = bytes(simd, table, digits);
+    digits: &Digits<S>,
+) -> Groups<S> {
+    let mut bytes = bytes::<S, E>(simd, table, digits);
     let (step_4, step_2, step_1) = (
         simd.set1_byte(0x0f),
         simd.set1_byte(0x33),
         simd.set1_byte(0x55),
     );
-    for group in 0..GROUPS {
+    for group in 0..E::GROUPS {
         bytes[group] = simd.select(step_4, bytes[group], bytes[group + 1]);
     }
-    for group in 0..GROUPS {
+    for group in 0..E::GROUPS {
         let far = simd.advance::<2>(bytes[group], bytes[group + 1]);
         bytes[group] = simd.select(step_2, bytes[group], far);
     }
-    let mut agree = [bytes[0]; GROUPS];
-    for group in 0..GROUPS {
+    let mut agree = [bytes[0]; MOST_GROUPS];
+    for group in 0..E::GROUPS {
         agree[group] = if ODD {
             let far = simd.advance::<1>(bytes[group], bytes[group + 1]);
             simd.select(step_1, bytes[group], far)
@@ -222,7 +384,7 @@ struct BankFilter<S: Simd> {
 }
 
 /// For each window, the buckets with a name that differs from it in at most 0, 1 and 2 characters.
-type Within<S> = [[<S as Simd>::Vector; GROUPS]; 3];
+type Within<S> = [Groups<S>; 3];
 
 impl<S: Simd> BankFilter<S> {
     #[inline(always)]
@@ -244,12 +406,12 @@ impl<S: Simd> BankFilter<S> {
     /// 1992), restricted to substitutions. It processes the windows side by side instead of one
     /// after another.
     #[inline(always)]
-    fn check<const ERRORS: usize>(&self, simd: S, digits: &[S::Digits; GROUPS]) -> u64 {
-        let mut within = [[simd.set1_byte(0xff); GROUPS]; 3];
+    fn check<E: Encoding, const ERRORS: usize>(&self, simd: S, digits: &Digits<S>) -> u64 {
+        let mut within = [[simd.set1_byte(0xff); MOST_GROUPS]; 3];
         macro_rules! character {
             ($p:literal) => {
                 if let Some(table) = self.characters.get($p) {
-                    step::<S, ERRORS, $p, { $p % 4 }>(simd, table, digits, &mut within);
+                    step::<S, E, ERRORS, $p, { $p % 4 }>(simd, table, digits, &mut within);
                 }
             };
         }
@@ -262,7 +424,7 @@ impl<S: Simd> BankFilter<S> {
         character!(6);
         character!(7);
         let mut any = within[ERRORS][0];
-        for group in 1..GROUPS {
+        for group in 1..E::GROUPS {
             any = simd.or(any, within[ERRORS][group]);
         }
         simd.not_less(any, simd.set1_byte(1))
@@ -271,14 +433,14 @@ impl<S: Simd> BankFilter<S> {
 
 /// The step of [`BankFilter::check`] for character `P`, which lies `ON` places into its group.
 #[inline(always)]
-fn step<S: Simd, const ERRORS: usize, const P: usize, const ON: u8>(
+fn step<S: Simd, E: Encoding, const ERRORS: usize, const P: usize, const ON: u8>(
     simd: S,
     table: &Lookup<S>,
-    digits: &[S::Digits; GROUPS],
+    digits: &Digits<S>,
     within: &mut Within<S>,
 ) {
-    let bytes = bytes(simd, table, digits);
-    for group in 0..GROUPS {
+    let bytes = bytes::<S, E>(simd, table, digits);
+    for group in 0..E::GROUPS {
         let (near, far) = (
             bytes[group + P / 4],
             bytes[group + P / 4 + usize::from(ON > 0)],
@@ -297,9 +459,9 @@ fn step<S: Simd, const ERRORS: usize, const P: usize, const ON: u8>(
 /// Returns four bits for each hash, of which at least one is set if the hash may have an indexed
 /// gram at one of the places where grams are looked up.
 #[inline(always)]
-fn check_grams<S: Simd>(simd: S, grams: &Grams, digits: &[S::Digits; GROUPS]) -> u64 {
-    let mut codes = [simd.codes(digits[0]); GROUPS + 1];
-    for group in 1..GROUPS {
+fn check_grams<S: Simd>(simd: S, grams: &Grams, digits: &Digits<S>) -> u64 {
+    let mut codes = [simd.codes(digits[0]); Base64::GROUPS + 1];
+    for group in 1..Base64::GROUPS {
         codes[group] = simd.codes(digits[group]);
     }
     let mut known = simd.set1(0);

@@ -2,29 +2,57 @@
 
 mod oracle;
 
-use base64::{Engine, prelude::BASE64_STANDARD};
-use hashfinder_kernels::{Block, Hits, Kernel};
-use oracle::{Target, expected, filter, text};
+use data_encoding::BASE64;
+use hashfinder_kernels::{Block, Filter, Hits, Kernel, Secrets, Text};
+use oracle::{Search, Wanted};
 use proptest::prelude::*;
-use sha1::{Digest, Sha1};
+
+/// A name at any place of base64, in either case, with the maximum distance.
+type Target<'a> = (&'a str, u8);
+
+/// Returns the search for these names among all byte strings.
+fn all(targets: &[Target<'_>]) -> Search {
+    let wanted = targets.iter().map(|(name, max_distance)| Wanted {
+        name: (*name).to_owned(),
+        max_distance: *max_distance,
+        at: None,
+        case_sensitive: false,
+    });
+    Search {
+        prefix: Vec::new(),
+        alphabet: (0..=255).collect(),
+        suffix: Vec::new(),
+        text: Text::Base64,
+        wanted: wanted.collect(),
+    }
+}
+
+fn filter(targets: &[Target<'_>]) -> Filter {
+    all(targets).filter()
+}
+
+fn text(length: u32, counter: u64) -> String {
+    all(&[]).text_of(length, counter)
+}
 
 fn check(length: u32, first: u64, count: u64, name: &str, max_distance: u8) {
     check_set(length, first, count, &[(name, max_distance)]);
 }
 
 fn check_set(length: u32, first: u64, count: u64, targets: &[Target<'_>]) {
-    let expected = expected(length, first, count, targets);
-    let filter = filter(targets);
+    check_search(&all(targets), length, first, count);
+}
+
+/// Compares every kernel with the oracle.
+fn check_search(search: &Search, length: u32, first: u64, count: u64) {
+    let expected = search.expected(length, first, count);
+    let (secrets, filter) = (search.secrets(), search.filter());
+    let block = secrets.block(length, first, count);
     for kernel in Kernel::all() {
         let mut hits = Hits::with_limit(usize::MAX);
-        let tried = kernel.scan(&Block::new(length, first, count), &filter, &mut hits);
+        let tried = kernel.scan(&block, &filter, &mut hits);
         assert_eq!(tried, count, "{}", kernel.name());
-        assert_eq!(
-            *hits,
-            *expected,
-            "{}: length {length}, first {first}, count {count}, {targets:?}",
-            kernel.name()
-        );
+        assert_eq!(*hits, *expected, "{}: {block:?}, {search:?}", kernel.name());
     }
 }
 
@@ -78,7 +106,7 @@ fn the_reference_digests_contain_doctor() {
         "JrqhZVkTDoctYrUlXDbL6pfYQHU=",
         "RC9/7mlM3ldy4TdoctOc6WzYbO4=",
     ] {
-        let digest = BASE64_STANDARD.decode(name).unwrap();
+        let digest = BASE64.decode(name.as_bytes()).unwrap();
         let words: Vec<u32> = digest
             .chunks_exact(4)
             .map(|bytes| u32::from_be_bytes(bytes.try_into().unwrap()))
@@ -103,7 +131,7 @@ fn a_hit_for_several_names_is_reported_whole() {
         assert_eq!(tried, last + 1);
         assert_eq!(
             *hits,
-            *expected(2, 0, tried, &[("a", 1), ("b", 0), ("aa", 2)])
+            *all(&[("a", 1), ("b", 0), ("aa", 2)]).expected(2, 0, tried)
         );
     }
 }
@@ -120,8 +148,8 @@ fn names_of_every_length_match_at_every_place() {
                     let at = (error * 7 + window) % size;
                     name.replace_range(at..=at, "!");
                 }
-                let expected = expected(4, counter, 1, &[(&name, spoilt as u8)]);
-                assert_eq!(expected.len(), 1);
+                let search = all(&[(&name, spoilt as u8)]);
+                assert_eq!(search.expected(4, counter, 1).len(), 1);
                 check(4, counter - 3, 7, &name, spoilt as u8);
             }
         }
@@ -164,6 +192,18 @@ impl Random {
         (z ^ z >> 31) % below
     }
 
+    /// Returns the first secret of a block: at the end or the beginning of the length, near the
+    /// beginning of a chunk, or anywhere.
+    fn first(&mut self, last: u64, chunk: u64) -> u64 {
+        let first = match self.below(4) {
+            0 => last,
+            1 => self.below(16),
+            2 => self.below(last / chunk + 1) * chunk + self.below(64),
+            _ => self.below(last.saturating_add(1)),
+        };
+        first.min(last)
+    }
+
     fn name(&mut self, least: u64, most: u64) -> String {
         let length = least + self.below(most - least + 1);
         (0..length)
@@ -196,6 +236,69 @@ impl Random {
         (name, errors as u8)
     }
 
+    /// Returns secrets of any shape, and a length of their searched parts.
+    fn space(&mut self) -> (Search, u32) {
+        let bytes = |random: &mut Random, most: u64| -> Vec<u8> {
+            let count = random.below(most + 1);
+            (0..count).map(|_| random.below(256) as u8).collect()
+        };
+        let prefix = bytes(self, 140);
+        let suffix = match self.below(2) {
+            0 => Vec::new(),
+            _ => bytes(self, 140),
+        };
+        let mut alphabet: Vec<u8> = match self.below(6) {
+            0 => (0..=255).collect(),
+            1 => (b'0'..=b'9').collect(),
+            2 => (b' '..=b'~').collect(),
+            _ => (b'0'..=b'z').filter(u8::is_ascii_alphanumeric).collect(),
+        };
+        if self.below(3) == 0 {
+            // Some of the bytes, in any order.
+            for last in (1..alphabet.len()).rev() {
+                alphabet.swap(last, self.below(last as u64 + 1) as usize);
+            }
+            alphabet.truncate(1 + self.below(alphabet.len() as u64) as usize);
+        }
+        let longest = match alphabet.len() {
+            1 => Secrets::MAX_SEARCHED,
+            radix => 63 / radix.ilog2().max(1),
+        };
+        let length = self.below(u64::from(longest.min(Secrets::MAX_SEARCHED)) + 1) as u32;
+        let search = Search {
+            prefix,
+            alphabet,
+            suffix,
+            text: Text::ALL[self.below(3) as usize],
+            wanted: Vec::new(),
+        };
+        (search, length)
+    }
+
+    /// Returns a part of the hashed name of one of a block's secrets, with some characters spoilt:
+    /// at its place or anywhere, in its case or in either.
+    fn wanted(&mut self, search: &Search, length: u32, first: u64, count: u64) -> Wanted {
+        let text = search.text_of(length, first + self.below(count));
+        let size = 1 + self.below(14) as usize;
+        let window = match self.below(3) {
+            0 => 0,
+            1 => text.len() - size,
+            _ => self.below((text.len() - size) as u64 + 1) as usize,
+        };
+        let mut name = text[window..window + size].to_owned();
+        let errors = self.below(4).min(size as u64);
+        for _ in 0..errors {
+            let at = self.below(size as u64) as usize;
+            name.replace_range(at..=at, ["q", "!", "2", "E"][self.below(4) as usize]);
+        }
+        Wanted {
+            max_distance: errors as u8,
+            at: (self.below(2) == 0).then_some(window),
+            case_sensitive: self.below(2) == 0,
+            name,
+        }
+    }
+
     /// Returns two to 300 names, so that filters use every kind of plan.
     fn many(&mut self) -> Vec<(String, u8)> {
         let count = [2, 8, 24, 64, 300][self.below(5) as usize];
@@ -209,80 +312,123 @@ impl Random {
     }
 }
 
+/// Compares every kernel with the oracle, for secrets of any shape and names of any kind.
+#[test]
+fn kernels_agree_with_the_oracle_on_any_search() {
+    let seed = seed();
+    eprintln!("KERNEL_SEED={seed}");
+    let mut random = Random(seed);
+    for _ in 0..1_000 {
+        let (mut search, length) = random.space();
+        let count = search.count(length).min(1 + random.below(300));
+        let first = random.below((search.count(length) - count).saturating_add(1));
+        for _ in 0..=random.below(3) {
+            search
+                .wanted
+                .push(random.wanted(&search, length, first, count));
+        }
+        check_search(&search, length, first, count);
+    }
+}
+
+/// The seed of this run. Set `KERNEL_SEED` to repeat a run.
+fn seed() -> u64 {
+    std::env::var("KERNEL_SEED").map_or_else(
+        |_| {
+            let state = std::hash::RandomState::new();
+            std::hash::BuildHasher::hash_one(&state, ())
+        },
+        |seed| seed.parse().unwrap(),
+    )
+}
+
 /// Compares every kernel with the portable one, over more secrets than the oracle could check in a
-/// day. (Other tests compare the portable kernel with the oracle.) Set `KERNEL_SEED` to repeat a
-/// run.
+/// day. (Other tests compare the portable kernel with the oracle.)
 #[test]
 fn kernels_match_a_hundred_million_secrets_as_the_portable_one_does() {
     let secrets: u64 = match std::env::var("KERNEL_SECRETS") {
         Ok(secrets) => secrets.parse().unwrap(),
         Err(_) => 100_000_000,
     };
-    let seed = std::env::var("KERNEL_SEED").map_or_else(
-        |_| {
-            let state = std::hash::RandomState::new();
-            std::hash::BuildHasher::hash_one(&state, ())
-        },
-        |seed| seed.parse().unwrap(),
-    );
+    let seed = seed();
     eprintln!("KERNEL_SEED={seed}");
     let mut random = Random(seed);
-
-    let portable = Kernel::all().find(|k| k.name() == "portable").unwrap();
-    let others: Vec<Kernel> = Kernel::all().filter(|k| *k != portable).collect();
     let mut tried = 0;
-    while tried < secrets && !others.is_empty() {
-        let length = 2 + random.below(7) as u32;
-        let secrets = 1_u128 << (8 * length);
-        // Usually one name, and sometimes many. The portable kernel is slow with many names, so it
-        // then gets fewer secrets.
-        let (mut targets, most) = match random.below(16) {
-            0 => (random.many(), 3_000),
-            _ => (vec![random.target()], 100_000),
+    while tried < secrets {
+        tried += match random.below(2) {
+            0 => compare_bytes(&mut random),
+            _ => compare_any(&mut random),
         };
-        let count = u64::try_from(u128::from(1 + random.below(most)).min(secrets)).unwrap();
-        let last = u64::try_from(secrets - u128::from(count)).unwrap();
-        // At the end or the beginning of the length, near the beginning of a chunk, or anywhere.
-        let first = match random.below(4) {
-            0 => last,
-            1 => random.below(16),
-            2 => random.below(last / 16_384 + 1) * 16_384 + random.below(64),
-            _ => random.below(last.saturating_add(1)),
-        }
-        .min(last);
-        // Planted names are sure to have hits in the block.
-        let errors = random.below(4);
-        for _ in 0..random.below(3) {
-            targets.push(random.planted(length, first, count, errors));
-        }
-        let limit = 1 + random.below(20_000) as usize;
-        let block = Block::new(length, first, count);
-        let names: Vec<Target<'_>> = targets
-            .iter()
-            .map(|(name, most)| (&name[..], *most))
-            .collect();
-        let filter = filter(&names);
-        let mut expected = Hits::with_limit(limit);
-        let reached = portable.scan(&block, &filter, &mut expected);
-        for kernel in &others {
-            let mut hits = Hits::with_limit(limit);
-            let message = format!(
-                "{}: {block:?}, {targets:?}, at most {limit} hits",
-                kernel.name()
-            );
-            assert_eq!(
-                kernel.scan(&block, &filter, &mut hits),
-                reached,
-                "{message}"
-            );
-            assert!(*hits == *expected, "{message}");
-            // Rarely, because only benchmarks use it.
-            if random.below(16) == 0 {
-                assert_eq!(kernel.digest_sum(&block), portable.digest_sum(&block));
-            }
-        }
-        tried += reached;
     }
+}
+
+/// Compares a block of byte strings. Returns the number of secrets.
+fn compare_bytes(random: &mut Random) -> u64 {
+    let length = 2 + random.below(7) as u32;
+    let secrets = 1_u128 << (8 * length);
+    // Usually one name, and sometimes many. The portable kernel is slow with many names, so it then
+    // gets fewer secrets.
+    let (mut targets, most) = match random.below(16) {
+        0 => (random.many(), 3_000),
+        _ => (vec![random.target()], 100_000),
+    };
+    let count = u64::try_from(u128::from(1 + random.below(most)).min(secrets)).unwrap();
+    let last = u64::try_from(secrets - u128::from(count)).unwrap();
+    let first = random.first(last, 16_384);
+    // Planted names are sure to have hits in the block.
+    let errors = random.below(4);
+    for _ in 0..random.below(3) {
+        targets.push(random.planted(length, first, count, errors));
+    }
+    let targets: Vec<Target<'_>> = targets
+        .iter()
+        .map(|(name, most)| (&name[..], *most))
+        .collect();
+    compare(random, &all(&targets), &Block::new(length, first, count))
+}
+
+/// Compares a block of any secrets. Returns the number of secrets.
+fn compare_any(random: &mut Random) -> u64 {
+    let (mut search, length) = random.space();
+    let count = search.count(length).min(1 + random.below(100_000));
+    let radix = search.alphabet.len() as u64;
+    let first = random.first(search.count(length) - count, radix * radix);
+    for _ in 0..=random.below(3) {
+        search
+            .wanted
+            .push(random.wanted(&search, length, first, count));
+    }
+    compare(
+        random,
+        &search,
+        &search.secrets().block(length, first, count),
+    )
+}
+
+/// Returns the number of secrets that the portable kernel has tried.
+fn compare(random: &mut Random, search: &Search, block: &Block<'_>) -> u64 {
+    let portable = Kernel::named("portable").unwrap();
+    let limit = 1 + random.below(20_000) as usize;
+    let filter = search.filter();
+    let mut expected = Hits::with_limit(limit);
+    let reached = portable.scan(block, &filter, &mut expected);
+    for kernel in Kernel::all().filter(|kernel| *kernel != portable) {
+        let mut hits = Hits::with_limit(limit);
+        let message = || {
+            format!(
+                "{}: {block:?}, {search:?}, at most {limit} hits",
+                kernel.name()
+            )
+        };
+        let tried = kernel.scan(block, &filter, &mut hits);
+        assert_eq!(tried, reached, "{}", message());
+        assert!(*hits == *expected, "{}", message());
+        // Rarely, because only benchmarks use it.
+        if random.below(16) == 0 {
+            assert_eq!(kernel.digest_sum(block), portable.digest_sum(block));
+        }
+    }
+    reached
 }
 
 proptest! {
@@ -310,8 +456,7 @@ proptest! {
         window in 0..28_usize,
         spoil in 0..28_usize,
     ) {
-        let secret = (first as u32 + 7).to_be_bytes();
-        let text = BASE64_STANDARD.encode(Sha1::digest(secret));
+        let text = text(4, first + 7);
         let window = window % (29 - size);
         let mut name = text[window..window + size].to_ascii_lowercase();
         check(4, first, 20, &name, 0);
@@ -332,8 +477,7 @@ proptest! {
         let mut random = Random(seed);
         let targets: Vec<(String, u8)> = (0..count)
             .map(|_| {
-                let secret = (first as u32 + random.below(40) as u32).to_be_bytes();
-                let text = BASE64_STANDARD.encode(Sha1::digest(secret));
+                let text = text(4, first + random.below(40));
                 let size = (shortest + random.below(8)) as usize;
                 let window = random.below(29 - size as u64) as usize;
                 let mut name = text[window..window + size].to_ascii_lowercase();

@@ -3,10 +3,10 @@
 use std::{
     fmt,
     ops::Range,
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, OnceLock},
 };
 
-use hashfinder_kernels::Block;
+use hashfinder_kernels::{Block, Secrets};
 
 /// A secret's position in enumeration order.
 pub type Index = u64;
@@ -104,7 +104,7 @@ impl fmt::Debug for Alphabet {
 /// assert_eq!(keyspace.index_of(b"nonce: 01\n"), Some(12));
 /// # Ok::<(), hashfinder_search::KeyspaceError>(())
 /// ```
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Keyspace {
     prefix: Vec<u8>,
     suffix: Vec<u8>,
@@ -112,7 +112,19 @@ pub struct Keyspace {
     /// The index of the first secret of each length.
     firsts: Vec<Index>,
     end: Index,
+    /// The secrets as the kernels expect them, with the tables that they make of them.
+    secrets: OnceLock<Arc<Secrets>>,
 }
+
+impl PartialEq for Keyspace {
+    fn eq(&self, other: &Keyspace) -> bool {
+        // Everything else follows from these.
+        (&self.prefix, &self.alphabet, &self.suffix)
+            == (&other.prefix, &other.alphabet, &other.suffix)
+    }
+}
+
+impl Eq for Keyspace {}
 
 /// Reason why a keyspace is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -170,6 +182,7 @@ impl Keyspace {
             alphabet,
             firsts,
             end: end as Index,
+            secrets: OnceLock::new(),
         }
     }
 
@@ -256,23 +269,24 @@ impl Keyspace {
         (end, digits)
     }
 
-    /// Whether the fast kernels can enumerate the secrets.
-    pub(crate) fn is_fast(&self) -> bool {
-        *self == **Keyspace::all()
+    /// Returns the secrets as the kernels expect them.
+    pub(crate) fn secrets(&self) -> &Secrets {
+        self.secrets
+            .get_or_init(|| Arc::new(Secrets::new(&self.prefix, &self.alphabet.0, &self.suffix)))
     }
 
-    /// Splits a range of indices where the length of the secrets changes. Returns the blocks in
-    /// order, each with the index of its first secret. Call this only if
-    /// [`is_fast`](Self::is_fast).
-    pub(crate) fn blocks(&self, range: Range<Index>) -> impl Iterator<Item = (Index, Block)> {
-        debug_assert!(self.is_fast(), "the kernels count in bytes");
+    /// Splits a range of indices where the length of the searched part changes. Returns the blocks
+    /// in order, each with the index of its first secret.
+    pub(crate) fn blocks(&self, range: Range<Index>) -> impl Iterator<Item = (Index, Block<'_>)> {
+        let secrets = self.secrets();
         let mut at = range.start;
         std::iter::from_fn(move || {
             (at < range.end).then(|| {
                 let length = self.firsts.partition_point(|first| *first <= at) - 1;
                 let end = self.firsts.get(length + 1).copied().unwrap_or(self.end);
                 let end = end.min(range.end);
-                let block = Block::new(length as u32, at - self.firsts[length], end - at);
+                let first = at - self.firsts[length];
+                let block = secrets.block(length as u32, first, end - at);
                 (std::mem::replace(&mut at, end), block)
             })
         })

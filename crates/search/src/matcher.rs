@@ -1,5 +1,5 @@
-//! Matches secrets against the names of one search or of several: with a fast kernel where the
-//! spelling and the keyspace allow it, otherwise one hash after another.
+//! Matches secrets against the names of one search or of several: with a kernel if the algorithm is
+//! SHA-1, otherwise one hash after another.
 //!
 //! Making a matcher *plans* its filter, which takes microseconds for one name and milliseconds for
 //! thousands. `Engine::search` makes the matcher of a single query, on the caller's thread. Workers
@@ -7,7 +7,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use hashfinder_kernels::{CharSet, Filter, Hits, Kernel, Mismatches};
+use hashfinder_kernels::{self as kernels, CharSet, Filter, Hits, Kernel, Mismatches, Text};
 
 use crate::{
     keyspace::{Index, Keyspace},
@@ -25,11 +25,6 @@ const QUICK_CHECK: f64 = 0.7;
 
 /// Time to compare a character of a window, in nanoseconds.
 const COMPARISON: f64 = 1.5;
-
-/// Minimum number of hits that a kernel may find before anchored names are checked at their anchor.
-/// Most of these hits are elsewhere, and starting the kernel again costs as much as about a
-/// thousand hashes.
-const PASSED_AT_ONCE: usize = 16;
 
 /// The names that a slice is searched for, each with the greatest distance at which a secret is a
 /// hit.
@@ -54,7 +49,7 @@ impl Query {
 
 /// How secrets are matched.
 enum Method {
-    /// By a fast kernel, with this filter.
+    /// By a kernel, with this filter.
     Fast(Filter),
     /// One hash after another, starting from the hasher's state after the prefix.
     Plain(Hasher),
@@ -92,17 +87,24 @@ impl Matcher {
         let mut queries = queries.into_iter().peekable();
         let first = *queries.peek().expect("a slice serves at least one query");
         let (keyspace, spelling) = (first.shared_keyspace(), first.spelling());
-        let is_fast = spelling.is_fast() && keyspace.is_fast();
+        let text = text(spelling);
         let targets = queries.flat_map(|query| {
             let numbers = 0..query.names().len();
-            numbers.map(move |number| Target::new(query, number, is_fast))
+            numbers.map(move |number| Target::new(query, number, text.is_some()))
         });
         let targets: Vec<Target> = targets.collect();
-        let method = if is_fast {
+        let method = if let Some(text) = text {
             let sets: Vec<Vec<CharSet>> =
                 targets.iter().map(|target| sets(target.name())).collect();
-            let distances = targets.iter().map(|target| target.max_distance);
-            Method::Fast(Filter::any(sets.iter().map(Vec::as_slice).zip(distances)))
+            let targets = targets.iter().zip(&sets);
+            let targets = targets.map(|(target, characters)| kernels::Target {
+                characters,
+                max_distance: target.max_distance,
+                at: target
+                    .is_anchored()
+                    .then(|| *target.name().windows().start()),
+            });
+            Method::Fast(Filter::any(text, targets))
         } else {
             let mut hasher = Hasher::new(spelling.algorithm);
             hasher.update(keyspace.prefix());
@@ -116,10 +118,7 @@ impl Matcher {
         }
     }
 
-    /// Returns the filter for a fast kernel; `None` unless the secrets are all byte strings, and
-    /// the digests are SHA-1 in base64 or base64url.
-    ///
-    /// The filter passes every hit. It ignores anchors: secrets with a name elsewhere pass, too.
+    /// Returns the filter for a kernel; `None` unless the algorithm is SHA-1.
     #[must_use]
     pub fn filter(&self) -> Option<&Filter> {
         match &self.method {
@@ -128,8 +127,8 @@ impl Matcher {
         }
     }
 
-    /// Returns the name of what computes the digests: the kernel, or the algorithm if no fast
-    /// kernel is used.
+    /// Returns the name of what computes the digests: the kernel, or the algorithm if no kernel is
+    /// used.
     #[must_use]
     pub fn hashed_by(&self, kernel: Kernel) -> String {
         match self.method {
@@ -167,49 +166,16 @@ impl Matcher {
         while hits.len() < limit
             && let Some((start, block)) = self.keyspace.blocks(at..range.end).next()
         {
-            let room = limit - hits.len();
-            let is_anchored = self.targets.iter().any(Target::is_anchored);
-            let mut passed = Hits::with_limit(if is_anchored {
-                room.max(PASSED_AT_ONCE)
-            } else {
-                room
-            });
+            let mut passed = Hits::with_limit(limit - hits.len());
             at = start + kernel.scan(&block, filter, &mut passed);
-            hits.extend(passed.iter().filter_map(|hit| {
-                let found = Found {
-                    index: start + hit.offset,
-                    number: hit.name,
-                    distance: hit.distance,
-                    window: hit.window,
-                };
-                self.at_anchor(found)
+            hits.extend(passed.iter().map(|hit| Found {
+                index: start + hit.offset,
+                number: hit.name,
+                distance: hit.distance,
+                window: hit.window,
             }));
-            if let Some(last) = hits.get(limit - 1).map(|hit| hit.index)
-                && is_anchored
-            {
-                // The kernel was given room for more hits than `limit`.
-                hits.truncate(hits.partition_point(|hit| hit.index <= last));
-                at = last + 1;
-            }
         }
         at
-    }
-
-    /// Returns the hit, if what a fast filter has found is one: an anchored name has to be near
-    /// enough at its anchor.
-    fn at_anchor(&self, found: Found) -> Option<Found> {
-        let target = &self.targets[usize::from(found.number)];
-        if !target.is_anchored() {
-            return Some(found);
-        }
-        let secret = self.keyspace.secret(found.index);
-        let hashed_name = self.spelling.hashed_name(&secret);
-        let nearest = target.within(hashed_name.as_bytes())?;
-        Some(Found {
-            distance: nearest.distance,
-            window: nearest.window,
-            ..found
-        })
     }
 
     fn scan_plain(
@@ -248,7 +214,7 @@ impl Matcher {
     #[must_use]
     pub fn cost(&self, kernel: Kernel) -> f64 {
         match &self.method {
-            Method::Fast(filter) => kernel.cost(filter),
+            Method::Fast(filter) => kernel.cost(self.keyspace.secrets(), filter),
             Method::Plain(_) => {
                 let checks: f64 = self.targets.iter().map(Target::cost).sum();
                 (self.hash_cost() + checks) / FAST_HASH
@@ -269,14 +235,14 @@ impl Matcher {
 }
 
 impl Target {
-    fn new(query: &Query, number: usize, is_fast: bool) -> Target {
+    fn new(query: &Query, number: usize, has_kernel: bool) -> Target {
         let mut target = Target {
             names: query.shared_names(),
             number,
             max_distance: query.max_distance(),
             quick: None,
         };
-        if !is_fast && !target.is_anchored() {
+        if !has_kernel && !target.is_anchored() {
             let characters = target.name().characters();
             let satisfies = |character: usize, symbol| characters[character].contains(symbol);
             let quick = Mismatches::new(characters.len(), target.max_distance, satisfies);
@@ -323,21 +289,25 @@ impl Target {
     }
 }
 
-/// Returns a name's characters as the kernels expect them: by the values of digits, which are the
-/// same in both alphabets of base64.
+/// Returns the kernels' word for the encoding, if they have the algorithm.
+fn text(spelling: Spelling) -> Option<Text> {
+    let text = match spelling.encoding {
+        Encoding::Base64 | Encoding::Base64Url => Text::Base64,
+        Encoding::Base32 => Text::Base32,
+        Encoding::Hex => Text::Hex,
+    };
+    (spelling.algorithm == Algorithm::Sha1).then_some(text)
+}
+
+/// Returns a name's characters as the kernels expect them: by the values of digits.
 fn sets(name: &DesiredName) -> Vec<CharSet> {
-    let is_url = name.spelling().encoding == Encoding::Base64Url;
-    let set = |characters: &Chars| {
-        if *characters == Chars::PADDING {
-            return CharSet::PADDING;
-        }
-        CharSet::digits_where(|standard| {
-            characters.contains(match standard {
-                b'+' if is_url => b'-',
-                b'/' if is_url => b'_',
-                digit => digit,
-            })
-        })
+    let digits = name.spelling().encoding.digits();
+    let set = |characters: &Chars| match *characters {
+        Chars::PADDING => CharSet::PADDING,
+        characters => CharSet::values_where(|value| {
+            let digit = digits.get(usize::from(value));
+            digit.is_some_and(|digit| characters.contains(*digit))
+        }),
     };
     name.characters().iter().map(set).collect()
 }

@@ -252,12 +252,6 @@ impl Spelling {
         }
     }
 
-    /// Whether the fast kernels support this algorithm and encoding.
-    pub(crate) fn is_fast(&self) -> bool {
-        self.algorithm == Algorithm::Sha1
-            && matches!(self.encoding, Encoding::Base64 | Encoding::Base64Url)
-    }
-
     /// Returns the hashed name of a secret.
     #[must_use]
     pub fn hashed_name(&self, secret: &[u8]) -> HashedName {

@@ -133,7 +133,8 @@ pub(crate) fn run(arguments: &HashcashArguments) -> Result<Exit> {
             now.strftime("%y%m%d").to_string()
         }
     };
-    let stamp = format!("1:{bits}:{date}:{resource}::{}:", random()?);
+    let stamp = format!("1:{bits}:{date}:{resource}::");
+    let stamp = format!("{stamp}{}:", random(stamp.len())?);
     let query = match query(&stamp, bits) {
         Ok(query) => query,
         Err(wrong) => {
@@ -195,12 +196,28 @@ fn zeros(bits: u32) -> Vec<String> {
     }
 }
 
-/// Returns random bytes, in base64.
-fn random() -> Result<String> {
-    let mut bytes = [0; RANDOM_BYTES];
+/// Returns random bytes in base64, for a stamp with this number of bytes before them.
+fn random(before: usize) -> Result<String> {
+    let mut bytes = vec![0; random_bytes(before)];
     let filled = SystemRandom::new().fill(&mut bytes);
     filled.map_err(|_| anyhow!("cannot get random bytes from the system"))?;
     Ok(BASE64_STANDARD.encode(bytes))
+}
+
+/// Returns how many random bytes there should be, at least [`RANDOM_BYTES`].
+///
+/// SHA-1 takes 64 bytes at a time. More random bytes move the counter so that the end of its block
+/// has room for it and for the nine bytes that the algorithm appends. Otherwise each counter would
+/// take twice as long.
+fn random_bytes(before: usize) -> usize {
+    const BLOCK: usize = 64;
+    const LONGEST_COUNTER: usize = 10;
+    let is_well_placed = |bytes: &usize| {
+        let begin = before + bytes.div_ceil(3) * 4 + 1;
+        begin % BLOCK + LONGEST_COUNTER + 9 <= BLOCK && begin <= Keyspace::MAX_PREFIX
+    };
+    let mut numbers = (RANDOM_BYTES..RANDOM_BYTES + BLOCK).step_by(3);
+    numbers.find(is_well_placed).unwrap_or(RANDOM_BYTES)
 }
 
 /// Prints whether a stamp is right.
@@ -306,6 +323,22 @@ mod tests {
 
     /// The usual example in descriptions of the format.
     const STAMP: &str = "1:20:040927:mertz@gnosis.cx::odVZhQMP:7ca28";
+
+    /// Whatever the length of a resource, one block is hashed for each counter.
+    #[test]
+    fn counters_lie_where_one_block_is_hashed_for_each() {
+        for before in 0..200 {
+            let bytes = random_bytes(before);
+            assert!(
+                (RANDOM_BYTES..=RANDOM_BYTES + 15).contains(&bytes),
+                "{before}"
+            );
+            let begin = before + BASE64_STANDARD.encode(vec![0; bytes]).len() + 1;
+            for length in 1..=10 {
+                assert_eq!(begin / 64, (begin + length + 9 - 1) / 64, "{before}");
+            }
+        }
+    }
 
     #[test]
     fn stamps_are_checked() {

@@ -43,7 +43,7 @@ def test_every_kernel_is_measured_and_finds_the_same_secret():
 
 def test_several_names_and_longer_secrets_can_be_measured():
     arguments = ["--json", "--seconds", "0.05", "--threads", "1", "--length", "5"]
-    arguments += ["--names", "1", "--names", "16", "--names", "300", "--ideal-distance", "1"]
+    arguments += ["--name", "doctor", "--names", "1", "--names", "16", "--names", "300", "--ideal-distance", "1"]
     done = run("bench", *arguments)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -78,3 +78,18 @@ def test_a_name_that_can_never_match_is_an_error():
     done = run("bench", "--name", "==")
     assert done.returncode == 4
     assert "can never match" in done.stderr
+
+
+def test_without_names_a_search_of_each_kind_is_measured():
+    done = run("bench", "--json", "--seconds", "0.05", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["case"] for row in rows} == {
+        "sha1",
+        "doctor at distance 0",
+        "git-commit c0ffee1",
+        "hashcash, 44 bits",
+        "doctor, after a prefix",
+        "c0ffee1 in hex",
+        "doctor in base32",
+    }

@@ -6,7 +6,7 @@
 
 use super::classes::ClassTable;
 use crate::{
-    digits::{CharSet, GROUPS},
+    digits::{CharSet, Text},
     name::Name,
 };
 
@@ -35,7 +35,12 @@ impl Bank {
 
     /// Returns the cheapest shape, and its cost: the number of names per bucket, and the number of
     /// characters to check.
-    pub(super) fn cheapest(names: &[&Name], errors: u8, stray: f64) -> ((usize, usize), f64) {
+    pub(super) fn cheapest(
+        text: Text,
+        names: &[&Name],
+        errors: u8,
+        stray: f64,
+    ) -> ((usize, usize), f64) {
         if names.is_empty() {
             return ((1, 1), 0.0);
         }
@@ -44,12 +49,12 @@ impl Bank {
         for in_bucket in (1..=Self::MAX_IN_BUCKET.min(names.len())).rev() {
             for length in 1..=Self::MAX_LEN {
                 let banks = names.chunks(in_bucket * Self::BUCKETS);
-                let operations = banks.len() as f64 * Self::operations(length, errors);
+                let operations = banks.len() as f64 * Self::operations(text, length, errors);
                 if operations >= best.1 {
                     break;
                 }
                 let rate: f64 = banks
-                    .map(|bank| Self::pass_rate(bank, in_bucket, length, errors))
+                    .map(|bank| Self::pass_rate(text, bank, in_bucket, length, errors))
                     .sum();
                 let cost = operations + stray * rate.min(1.0);
                 if cost < best.1 {
@@ -61,11 +66,12 @@ impl Bank {
     }
 
     pub(crate) fn new(names: &[&Name], in_bucket: usize, length: usize, errors: u8) -> Bank {
+        let text = names.first().map_or(Text::Base64, |name| name.text);
         let mut buckets = names.chunks(in_bucket);
         let buckets: [&[&Name]; Self::BUCKETS] =
             std::array::from_fn(|_| buckets.next().unwrap_or_default());
-        let characters =
-            (0..length).map(|index| ClassTable::new(buckets.map(|names| union(names, index))));
+        let characters = (0..length)
+            .map(|index| ClassTable::new(text, buckets.map(|names| union(names, index))));
         Bank {
             errors,
             characters: characters.collect(),
@@ -75,18 +81,18 @@ impl Bank {
     /// Returns the number of vector operations. Each character takes, for each group, a lookup, an
     /// alignment (but one character in four needs none), and a step for each number of errors from
     /// 0 to `errors`.
-    fn operations(length: usize, errors: u8) -> f64 {
-        length as f64 * GROUPS as f64 * (1.75 + 0.75 * f64::from(errors + 1))
+    fn operations(text: Text, length: usize, errors: u8) -> f64 {
+        length as f64 * text.groups() as f64 * (1.75 + 0.75 * f64::from(errors + 1))
     }
 
     /// Estimates the fraction of hashes that pass: the sum over the bank's buckets and windows.
-    fn pass_rate(names: &[&Name], in_bucket: usize, length: usize, errors: u8) -> f64 {
+    fn pass_rate(text: Text, names: &[&Name], in_bucket: usize, length: usize, errors: u8) -> f64 {
         let buckets = names.chunks(in_bucket);
         let rates = buckets.map(|bucket| {
             // Probability that exactly none, one or two of the characters so far disagree.
             let mut disagree = [1.0, 0.0, 0.0];
             for index in 0..length {
-                let agrees = union(bucket, index).map_or(1.0, CharSet::share);
+                let agrees = union(bucket, index).map_or(1.0, |set| set.share(text));
                 let [none, one, two] = disagree;
                 disagree = [
                     none * agrees,
@@ -95,7 +101,11 @@ impl Bank {
                 ];
             }
             let near: f64 = disagree[..=usize::from(errors)].iter().sum();
-            near * bucket.iter().map(|name| name.windows()).max().unwrap_or(0) as f64
+            near * bucket
+                .iter()
+                .map(|name| name.windows().len())
+                .max()
+                .unwrap_or(0) as f64
         });
         rates.sum()
     }

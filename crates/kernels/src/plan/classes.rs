@@ -1,7 +1,7 @@
 //! The window filter for one name.
 
 use crate::{
-    digits::{CharSet, GROUPS, HASHED_NAME_LEN, PADDING},
+    digits::{CharSet, PADDING, Text},
     name::Name,
 };
 
@@ -10,6 +10,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct ClassTable {
     pub(crate) digits: [u8; 64],
+    /// Number of digits that there are. The other bytes are zero.
+    pub(crate) values: usize,
     pub(crate) padding: u8,
     /// The byte for places beyond the end of the hashed name.
     pub(crate) beyond: u8,
@@ -18,7 +20,7 @@ pub(crate) struct ClassTable {
 impl ClassTable {
     /// Creates a table in which bit `n` stands for the `n`-th of `sets`. `None` is satisfied by
     /// every character, and also beyond the end of the hashed name.
-    pub(super) fn new(sets: [Option<CharSet>; 8]) -> ClassTable {
+    pub(super) fn new(text: Text, sets: [Option<CharSet>; 8]) -> ClassTable {
         let class = |satisfied: &dyn Fn(CharSet) -> bool| {
             let bits = sets.iter().enumerate();
             bits.fold(0, |class, (bit, set)| {
@@ -26,7 +28,11 @@ impl ClassTable {
             })
         };
         ClassTable {
-            digits: std::array::from_fn(|digit| class(&|set| set.contains(digit as u8))),
+            digits: std::array::from_fn(|digit| match digit < text.values() {
+                true => class(&|set| set.contains(digit as u8)),
+                false => 0,
+            }),
+            values: text.values(),
             padding: class(&|set| set.contains(PADDING)),
             beyond: class(&|_| false),
         }
@@ -66,34 +72,41 @@ impl Classes {
     /// than it saves.
     const STRAYS: f64 = 1.0 / 2000.0;
 
-    /// Minimum length of a name of which only the characters with even indices are checked. With
-    /// three such characters, one hash in 1,400 passes. That costs less than checking the other
-    /// characters of every hash.
-    const EVEN_FROM: usize = 5;
+    /// Fraction of hashes that may pass because only the characters with even indices are checked.
+    /// That costs less than checking the other characters of every hash. A name of five letters in
+    /// base64 has three such characters, and one hash in 1,400 passes.
+    const EVEN_STRAYS: f64 = 1.0 / 1000.0;
 
     pub(super) fn new(name: &Name) -> Classes {
-        let characters = &name.characters;
+        let (text, characters) = (name.text, &name.characters);
         if name.max_distance == 0 {
-            let even = characters.len() >= Self::EVEN_FROM;
+            let checked = characters.len().min(Self::TABLE).div_ceil(2);
+            let even = pass_rate(text, checked, checked as u8) < Self::EVEN_STRAYS;
             return Classes {
                 agreement: if even {
                     Agreement::Even
                 } else {
                     Agreement::All
                 },
-                first: ClassTable::new(std::array::from_fn(|index| {
-                    let skipped = even && index % 2 == 1;
-                    characters.get(index).copied().filter(|_| !skipped)
-                })),
+                first: ClassTable::new(
+                    text,
+                    std::array::from_fn(|index| {
+                        let skipped = even && index % 2 == 1;
+                        characters.get(index).copied().filter(|_| !skipped)
+                    }),
+                ),
                 further: Vec::new(),
                 least: u8::MAX,
             };
         }
         let table = |eight: &[CharSet]| {
             // Nothing agrees with a missing character, so it is not counted.
-            ClassTable::new(std::array::from_fn(|index| {
-                Some(eight.get(index).copied().unwrap_or(CharSet::EMPTY))
-            }))
+            ClassTable::new(
+                text,
+                std::array::from_fn(|index| {
+                    Some(eight.get(index).copied().unwrap_or(CharSet::EMPTY))
+                }),
+            )
         };
         // Adds tables until few enough hashes pass, or until all characters are checked.
         let mut tables = characters.chunks(Self::TABLE);
@@ -101,7 +114,7 @@ impl Classes {
         let mut seen = first.len();
         let mut further = Vec::new();
         let least = |seen: usize| (seen as u8).saturating_sub(name.max_distance);
-        while pass_rate(seen, least(seen)) > Self::STRAYS
+        while pass_rate(text, seen, least(seen)) > Self::STRAYS
             && let Some(eight) = tables.next()
         {
             further.push(table(eight));
@@ -115,16 +128,20 @@ impl Classes {
         }
     }
 
-    pub(super) fn cost(&self) -> f64 {
-        8.0 * GROUPS as f64 * (1 + self.further.len()) as f64
+    pub(super) fn cost(&self, text: Text) -> f64 {
+        8.0 * text.groups() as f64 * (1 + self.further.len()) as f64
     }
 }
 
 /// Returns the approximate fraction of hashes that have a window in which at least `least` of
-/// `length` characters agree. A letter agrees with one digit in 32, and the sum over the windows is
-/// accurate enough here.
-fn pass_rate(length: usize, least: u8) -> f64 {
+/// `length` characters agree. A letter of base64 agrees with two digits, one of base32 or
+/// hexadecimal with one. The sum over the windows is accurate enough here.
+fn pass_rate(text: Text, length: usize, least: u8) -> f64 {
     let ways = (0..u32::from(least)).map(|k| (length as f64 - f64::from(k)) / f64::from(k + 1));
-    let windows = (HASHED_NAME_LEN + 1 - length) as f64;
-    windows * ways.product::<f64>() / 32_f64.powi(i32::from(least))
+    let windows = (text.places() + 1 - length) as f64;
+    let values: f64 = match text {
+        Text::Base64 | Text::Base32 => 32.0,
+        Text::Hex => 16.0,
+    };
+    windows * ways.product::<f64>() / values.powi(i32::from(least))
 }

@@ -7,7 +7,7 @@
 
 use crate::{
     bitmap::Bitmap,
-    digits::{ALPHABET, CharSet, GROUPS, HASHED_NAME_LEN},
+    digits::{ALPHABET, CharSet, HASHED_NAME_LEN, Text},
     name::Name,
 };
 
@@ -20,12 +20,12 @@ pub(super) struct Pieces {
 }
 
 impl Pieces {
-    /// Cuts a name into pieces. Returns `None` if the pieces would be shorter than a gram, or if
-    /// the set of one of the characters does not have exactly one code.
+    /// Cuts a name into pieces. Returns `None` if the pieces would be shorter than a gram, if the
+    /// text is not base64, or if the set of one of the characters does not have exactly one code.
     pub(super) fn of(name: &Name) -> Option<Pieces> {
         let count = usize::from(name.max_distance) + 1;
         let length = name.characters.len() / count;
-        if length < Grams::LEN {
+        if length < Grams::LEN || name.text != Text::Base64 {
             return None;
         }
         let codes = name.characters.iter().map(|set| code_of(*set));
@@ -139,7 +139,7 @@ impl Grams {
         let places = Self::places_of(stride).count() as f64;
         // An upper bound: a gram that occurs in several names is counted once for each.
         let rate = places * grams as f64 / Self::bits(grams) as f64;
-        GROUPS as f64 + places * Self::COST + stray * rate.min(1.0)
+        Text::Base64.groups() as f64 + places * Self::COST + stray * rate.min(1.0)
     }
 
     /// Returns the places where grams are looked up.
@@ -168,11 +168,7 @@ impl Grams {
     /// Calls `found` for every gram that occurs, with its name and the place where that name would
     /// begin.
     #[inline(always)]
-    pub(crate) fn candidates(
-        &self,
-        digits: &[u8; HASHED_NAME_LEN],
-        mut found: impl FnMut(u16, usize),
-    ) {
+    pub(crate) fn candidates(&self, digits: &[u8], mut found: impl FnMut(u16, usize)) {
         for place in self.places() {
             let gram = digits[place..place + Self::LEN].iter();
             let key = key(gram.map(|digit| u32::from(CODES[usize::from(*digit)])));

@@ -1,5 +1,6 @@
 //! Planner: chooses the fast filters for a set of names.
 //!
+//! - A name at a given place is compared with the digest's bits ([`Mask`]).
 //! - A name *alone* has its own window filter ([`Classes`]): one bit for each of eight characters.
 //! - A *bank* ([`Bank`]) holds many names in eight buckets: one bit for each bucket.
 //! - *Grams* ([`Grams`]) are for hundreds of names: an index of sequences of four characters.
@@ -10,6 +11,7 @@
 mod bank;
 mod classes;
 mod grams;
+mod masks;
 
 use self::grams::Pieces;
 #[cfg(target_arch = "aarch64")]
@@ -18,12 +20,14 @@ pub(crate) use self::{
     bank::Bank,
     classes::{Agreement, ClassTable, Classes},
     grams::{CODES, Grams},
+    masks::Mask,
 };
-use crate::name::Name;
+use crate::{digits::Text, name::Name};
 
 /// The parts of a filter.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Plan {
+    pub(crate) masks: Vec<Mask>,
     pub(crate) alone: Vec<Classes>,
     pub(crate) banks: Vec<Bank>,
     pub(crate) grams: Option<Grams>,
@@ -42,25 +46,62 @@ const STRAY_NAME: f64 = 80.0;
 const HASHES: f64 = 16.0;
 
 impl Plan {
-    pub(crate) fn new(names: &[Name]) -> Plan {
-        if let [name] = names {
-            let classes = Classes::new(name);
-            return Plan {
-                cost: classes.cost(),
-                alone: vec![classes],
-                banks: Vec::new(),
-                grams: None,
-                apart: vec![0],
-            };
+    pub(crate) fn new(text: Text, names: &[Name]) -> Plan {
+        let everywhere = Plan::everywhere(text, names, |_| true);
+        if names.iter().all(|name| name.at.is_none()) {
+            return everywhere;
         }
-        let pieces: Vec<Option<Pieces>> = names.iter().map(Pieces::of).collect();
+        // A filter for all places is a necessary condition for names at one place, too.
+        let mut plan = Plan::everywhere(text, names, |name| name.at.is_none());
+        for (number, name) in (0..=u16::MAX).zip(names) {
+            if name.at.is_some() {
+                plan.masks.extend(Mask::all(name));
+                plan.apart.push(number);
+            }
+        }
+        Mask::merge(&mut plan.masks);
+        plan.apart.sort_unstable();
+        let stray = HASHES * (STRAY + STRAY_NAME * plan.apart.len() as f64);
+        plan.cost += Mask::cost(&plan.masks, stray);
+        if plan.cost <= everywhere.cost {
+            plan
+        } else {
+            everywhere
+        }
+    }
+
+    /// Plans filters for all places, for those names for which `is_planned` returns `true`.
+    fn everywhere(text: Text, names: &[Name], is_planned: impl Fn(&Name) -> bool) -> Plan {
+        let mut planned = (0..=u16::MAX)
+            .zip(names)
+            .filter(|(_, name)| is_planned(name));
+        let (first, second) = (planned.next(), planned.next());
+        let (Some((number, name)), None) = (first, second) else {
+            return match first {
+                Some(_) => Plan::for_many(text, names, is_planned),
+                None => Plan::default(),
+            };
+        };
+        let classes = Classes::new(name);
+        Plan {
+            cost: classes.cost(text),
+            alone: vec![classes],
+            apart: vec![number],
+            ..Plan::default()
+        }
+    }
+
+    fn for_many(text: Text, names: &[Name], is_planned: impl Fn(&Name) -> bool) -> Plan {
+        let pieces = |name: &Name| Pieces::of(name).filter(|_| is_planned(name));
+        let pieces: Vec<Option<Pieces>> = names.iter().map(pieces).collect();
         let mut best: Option<Draft> = None;
         let mut apart_before = None;
         // Grams at every `stride`-th place; none if `stride` is 0.
         for stride in (0..=Grams::STRIDES).rev() {
             let apart: Vec<u16> = (0..=u16::MAX)
-                .zip(&pieces)
-                .filter(|(_, pieces)| {
+                .zip(names.iter().zip(&pieces))
+                .filter(|(_, (name, _))| is_planned(name))
+                .filter(|(_, (_, pieces))| {
                     !pieces
                         .as_ref()
                         .is_some_and(|pieces| pieces.are_found_at_every(stride))
@@ -71,7 +112,7 @@ impl Plan {
             if stride > 0 && apart_before.replace(apart.len()) == Some(apart.len()) {
                 continue;
             }
-            let draft = Draft::new(names, &pieces, stride, apart);
+            let draft = Draft::new(text, names, &pieces, stride, apart);
             if best.as_ref().is_none_or(|best| draft.cost < best.cost) {
                 best = Some(draft);
             }
@@ -94,7 +135,7 @@ impl Plan {
                 .is_some_and(|pieces| pieces.are_found_at_every(stride))
         };
         let apart = (0..names.len() as u16).filter(|number| !found(number));
-        Draft::new(names, &pieces, stride, apart.collect()).plan(names, &pieces)
+        Draft::new(Text::Base64, names, &pieces, stride, apart.collect()).plan(names, &pieces)
     }
 }
 
@@ -109,7 +150,13 @@ struct Draft {
 }
 
 impl Draft {
-    fn new(names: &[Name], pieces: &[Option<Pieces>], stride: usize, apart: Vec<u16>) -> Draft {
+    fn new(
+        text: Text,
+        names: &[Name],
+        pieces: &[Option<Pieces>],
+        stride: usize,
+        apart: Vec<u16>,
+    ) -> Draft {
         let stray = HASHES * (STRAY + STRAY_NAME * apart.len() as f64);
         let indexed = pieces.iter().flatten();
         let indexed = indexed.filter(|pieces| pieces.are_found_at_every(stride));
@@ -121,11 +168,11 @@ impl Draft {
         };
         for errors in 0..=Bank::MAX_ERRORS {
             let alike = draft.alike(names, errors);
-            let (shape, cost) = Bank::cheapest(&alike, errors, stray);
+            let (shape, cost) = Bank::cheapest(text, &alike, errors, stray);
             draft.shapes[usize::from(errors)] = shape;
             draft.cost += cost;
         }
-        let alone = draft.alone(names).map(|name| Classes::new(name).cost());
+        let alone = draft.alone(names).map(|name| Classes::new(name).cost(text));
         draft.cost += alone.sum::<f64>();
         draft
     }
@@ -165,6 +212,7 @@ impl Draft {
         });
         let indexed: Vec<_> = indexed.collect();
         Plan {
+            masks: Vec::new(),
             alone: self.alone(names).map(Classes::new).collect(),
             banks,
             grams: (!indexed.is_empty()).then(|| Grams::new(&indexed, self.stride)),

@@ -17,8 +17,7 @@ pub(crate) enum KernelChoice {
 /// Measure the speed of each kernel, and check its results.
 ///
 /// A kernel is an implementation of SHA-1 for certain CPU instructions. Each one is measured when
-/// it only hashes (the case sha1) and when it searches for each name, on one thread and on all
-/// threads.
+/// it only hashes (the case sha1) and when it searches, on one thread and on all threads.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -40,8 +39,8 @@ pub(crate) struct BenchArguments {
     #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
 
-    /// Name to search for; repeatable
-    #[arg(long = "name", value_name = "NAME", default_value = "doctor")]
+    /// Name to search for; repeatable [default: doctor, and a search of each other kind]
+    #[arg(long = "name", value_name = "NAME")]
     pub(crate) names: Vec<DesiredName>,
 
     /// Number of generated names to search for at once; repeatable

@@ -296,7 +296,9 @@ fn queries(commit: &[u8], prefix: &DesiredName, from: Option<&str>) -> Result<Ve
         let start = first.max(start);
         let query = Query::any([prefix.clone()], Distance::ZERO);
         let query = query.map_err(|impossible| impossible.to_string())?;
-        let keyspace = keyspace(commit, length).map_err(|_| too_large(commit.len(), length))?;
+        let zeros = zeros_before(commit.len(), length);
+        let keyspace = keyspace(commit, zeros, length);
+        let keyspace = keyspace.map_err(|_| too_large(commit.len(), zeros + length))?;
         let query = query.among(keyspace).starting_at(start);
         let end = nonces.first_of_length(length + 1);
         let budget = end.and_then(|end| NonZeroU64::new(end - start));
@@ -328,14 +330,33 @@ fn first_of_sufficient_length(nonces: &Keyspace, prefix: &DesiredName) -> Index 
     start
 }
 
+/// Returns the number of zeros to write before a nonce, given the length of everything before it.
+///
+/// Git's hashes take 64 bytes at a time. The zeros move the end of the nonce, so that everything
+/// after it is hashed with it: the end of the line, and the nine bytes that the algorithm appends.
+/// Otherwise each nonce would take twice as long. Also, the last two characters of the nonce are
+/// hashed together, because the kernels change them without hashing what comes before.
+fn zeros_before(before_nonce: usize, nonce_len: usize) -> usize {
+    const BLOCK: usize = 64;
+    const AFTER: usize = END_OF_LINE.len() + 9;
+    let is_well_placed = |zeros: &usize| {
+        let header = header(size(before_nonce, zeros + nonce_len));
+        let begin = header.len() + before_nonce + zeros;
+        let end = (begin + nonce_len) % BLOCK;
+        (2..=BLOCK - AFTER).contains(&end) && begin <= Keyspace::MAX_PREFIX
+    };
+    (0..BLOCK).find(is_well_placed).unwrap_or(0)
+}
+
 /// Returns the keyspace of what Git hashes for a commit, given everything before the nonce. The
-/// keyspace is correct only for nonces of length `nonce_len`.
+/// keyspace is correct only for nonces of length `nonce_len`, after this number of zeros.
 ///
 /// # Errors
 ///
 /// If the commit is too large.
-fn keyspace(commit: &[u8], nonce_len: usize) -> Result<Keyspace, KeyspaceError> {
-    let hashed = [&*header(size(commit.len(), nonce_len)), commit].concat();
+fn keyspace(commit: &[u8], zeros: usize, nonce_len: usize) -> Result<Keyspace, KeyspaceError> {
+    let header = header(size(commit.len(), zeros + nonce_len));
+    let hashed = [&*header, commit, &vec![b'0'; zeros]].concat();
     Keyspace::new(&hashed, Alphabet::alphanumeric(), END_OF_LINE)
 }
 
@@ -374,6 +395,25 @@ mod tests {
 
     use super::{commit::TRAILER, *};
 
+    /// Whatever the length of a commit, one block is hashed for each nonce.
+    #[test]
+    fn nonces_end_where_one_block_is_hashed_for_each() {
+        for length in 0..2000 {
+            let commit = vec![b'x'; length];
+            for nonce_len in 1..=11 {
+                let zeros = zeros_before(length, nonce_len);
+                assert!(zeros <= 12, "{length} {nonce_len}");
+                let keyspace = keyspace(&commit, zeros, nonce_len).unwrap();
+                let end = keyspace.prefix().len() + nonce_len;
+                let hashed = end + END_OF_LINE.len() + 9;
+                assert_eq!((end - 2) / 64, (hashed - 1) / 64, "{length} {nonce_len}");
+                let object = without_header(keyspace.prefix());
+                let size = object.len() + nonce_len + END_OF_LINE.len();
+                assert!(keyspace.prefix().starts_with(&header(size)));
+            }
+        }
+    }
+
     #[test]
     fn nonce_lengths_are_tried_one_after_another() {
         let spelling = Spelling {
@@ -400,7 +440,9 @@ mod tests {
                     "{}",
                     secret.escape_ascii()
                 );
-                lengths.push(nonce_of(&secret).len());
+                let nonce = nonce_of(&secret).len();
+                let zeros = query.keyspace().prefix().len() - header.len() - commit.len();
+                lengths.push(nonce - zeros);
             }
             assert!(queries.last().unwrap().budget().is_none());
             lengths

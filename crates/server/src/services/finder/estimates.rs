@@ -11,7 +11,7 @@ use std::{
 
 use hashfinder_proto::v1::{Bounds, EstimateResponse, Odds as WireOdds};
 use hashfinder_search::{
-    Algorithm, DesiredName, Distance, Kernel, Odds, Query, Spelling,
+    Algorithm, Anchor, DesiredName, Distance, Encoding, Kernel, Odds, Query, Spelling,
     throughput::{MEASURING_TIME, search_rate},
 };
 use hashfinder_system::{running_time::RunningTime, threads};
@@ -94,7 +94,8 @@ struct OddsKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Kind {
     algorithm: Algorithm,
-    has_fast_filter: bool,
+    encoding: Encoding,
+    is_anchored: bool,
     /// Base-2 logarithms, rounded up: of the number of blocks that are hashed for each secret, of
     /// the number of names, and of one more than the greatest distance that makes a difference.
     blocks: u32,
@@ -335,7 +336,8 @@ impl Kind {
         let power = |number: usize| number.next_power_of_two().ilog2();
         Kind {
             algorithm: spelling.algorithm,
-            has_fast_filter: query.matcher().filter().is_some(),
+            encoding: spelling.encoding,
+            is_anchored: spelling.anchor != Anchor::Anywhere,
             blocks: power(blocks(query)),
             names: power(query.names().len()),
             // One is added, so that the distances 0 and 1 differ.

@@ -10,8 +10,8 @@ use hashfinder_kernels::{Hits, Kernel, Secrets, Text};
 use libfuzzer_sys::fuzz_target;
 use oracle::{Search, Wanted};
 
-/// Maximum number of secrets: more than the 64 lanes of a row, and few enough for many runs per
-/// second.
+/// Maximum number of secrets: usually more than the lanes of a row, and few enough for many runs
+/// per second.
 const MOST_SECRETS: u64 = 200;
 
 /// Maximum length of a prefix and of a suffix: more than two blocks.
@@ -56,7 +56,7 @@ fuzz_target!(|input: Input| {
     let mut search = search(&input);
     let longest = match search.alphabet.len() {
         1 => Secrets::MAX_SEARCHED,
-        radix => (63 / radix.ilog2()).min(Secrets::MAX_SEARCHED),
+        radix => (64 / radix.ilog2()).min(Secrets::MAX_SEARCHED),
     };
     let length = input.length % (longest + 1);
     let secrets = search.count(length);

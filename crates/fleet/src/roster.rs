@@ -58,7 +58,7 @@ const NEWEST: f64 = 0.3;
 pub(crate) struct Roster {
     pub(crate) agents: BTreeMap<AgentId, Member>,
     /// The agent that has each lease.
-    holders: HashMap<LeaseId, AgentId>,
+    holders: BTreeMap<LeaseId, AgentId>,
     /// What each agent has reported as tried: the latest leases, in order. Those that have left are
     /// there, too.
     recent: BTreeMap<AgentId, VecDeque<Covered>>,
@@ -282,7 +282,7 @@ impl Roster {
         of_user.count() >= MOST_AGENTS_OF_USER
     }
 
-    /// Returns all leases of all agents.
+    /// Returns all leases of all agents, in order.
     pub(crate) fn all(&self) -> Vec<LeaseId> {
         self.holders.keys().copied().collect()
     }

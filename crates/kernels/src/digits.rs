@@ -228,7 +228,7 @@ impl CharSet {
     }
 }
 
-/// Returns the characters that can occur at place `index` of a hashed name.
+/// Returns the characters that can occur at place `index` of a hashed name in base64.
 ///
 /// The 160 bits fill 26 digits and four bits of the 27th. The padding follows.
 ///

@@ -86,7 +86,8 @@ pub(crate) struct Layout {
     tail: Vec<Words>,
 }
 
-/// Maximum number of lanes: as many as fit into a second-level cache, at 320 bytes each.
+/// Maximum number of lanes, at 320 bytes each. A kernel reads them in order, so they need not fit
+/// into a cache.
 const MOST_LANES: u64 = 2048;
 
 /// Maximum number of rows, at 320 bytes each.
@@ -146,19 +147,20 @@ impl Layout {
         let places = lane_words.iter_mut().flat_map(|line| &mut line.0);
         let places: Vec<&mut u32> = places.collect();
         let mut places = places.into_iter();
-        let all: Vec<[u32; 80]> = (0..lanes).map(part).collect();
+        let parts: Vec<[u32; 80]> = (0..lanes).map(part).collect();
+        let all: Vec<[u32; 80]> = parts.iter().map(|words| form.ordered(words)).collect();
         for vector in 0..padded / width {
             for t in 0..80 {
                 for lane in vector * width..(vector + 1) * width {
                     // The lanes beyond the last are not used.
                     let words = all.get(lane).unwrap_or(&all[0]);
                     if let Some(place) = places.next() {
-                        *place = form.ordered(words)[t];
+                        *place = words[t];
                     }
                 }
             }
         }
-        for words in all.iter().chain(&row_words) {
+        for words in parts.iter().chain(&row_words) {
             let first = words.iter().position(|word| *word != 0);
             start = start.min(first.unwrap_or(start));
         }

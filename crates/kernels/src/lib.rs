@@ -69,7 +69,7 @@ mod simd;
 mod space;
 #[cfg_attr(
     not(target_arch = "x86_64"),
-    allow(dead_code, reason = "the same, and they take any secrets alike")
+    allow(dead_code, reason = "the same, and they have one walk for all secrets")
 )]
 mod split;
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! SHA-1's rounds with one hash in each lane of a vector, on the words from
-//! [`split`](crate::split).
+//! [`split`](crate::split) or [`layout`](crate::layout).
 
 use std::hint::black_box;
 
@@ -32,6 +32,11 @@ pub(crate) struct Chunk {
 #[derive(Clone, Copy)]
 pub(crate) struct Bytes(pub(crate) u32);
 
+impl Bytes {
+    /// Maximum length: a counter has 64 bits.
+    pub(crate) const LONGEST: u32 = 8;
+}
+
 impl Walk for Bytes {
     type Chunk = Chunk;
     type Row = Row;
@@ -50,7 +55,6 @@ impl Walk for Bytes {
         CHUNK
     }
 
-    ///
     /// This is inlined, so that the compiler vectorizes its loops with the widest vectors that the
     /// kernel may use.
     #[inline(always)]

@@ -270,7 +270,7 @@ fn part_sum<H: Hasher<W, N>, W: Walk, const N: usize, const CASE: usize>(
 /// The walk is that of a [`Layout`](crate::layout::Layout), which gives the words the form `$form`.
 /// For all byte strings, a kernel may have another walk, `$bytes`.
 macro_rules! kernel {
-    ($features:literal, $form:expr $(, $bytes:path)?) => {
+    ($features:literal, $form:expr $(, $bytes:ident)?) => {
         /// See [`Kernel::scan`](crate::kernel::Kernel::scan).
         pub(crate) fn scan(
             self,
@@ -292,7 +292,7 @@ macro_rules! kernel {
                 return crate::portable::scan(block, filter, hits);
             }
             $(
-                if block.secrets.space().are_all() {
+                if block.secrets.space().are_all() && block.length <= $bytes::LONGEST {
                     let walk = $bytes(block.length);
                     // SAFETY: `self` proves that the CPU has the features.
                     return unsafe { compiled(self, &walk, block, filter, hits) };
@@ -318,7 +318,7 @@ macro_rules! kernel {
                 return crate::portable::digest_sum(block);
             }
             $(
-                if block.secrets.space().are_all() {
+                if block.secrets.space().are_all() && block.length <= $bytes::LONGEST {
                     let walk = $bytes(block.length);
                     // SAFETY: `self` proves that the CPU has the features.
                     return unsafe { compiled(self, &walk, block) };

@@ -22,7 +22,8 @@ pub(crate) type Digests<S> = [<S as Simd>::Vector; 5];
 ///
 /// # Groups
 ///
-/// A hashed name is stored in seven vectors, the *groups*. In a group, each word belongs to one
+/// A hashed name is stored in seven vectors if it is base64, eight if it is base32 and ten if it is
+/// hexadecimal: the *groups*. In a group, each word belongs to one
 /// hash and holds four consecutive places, one byte each. To *advance* a group by some places means
 /// to drop that many of its lowest bytes, and to shift in the lowest bytes of the next group at the
 /// top.

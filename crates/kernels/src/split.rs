@@ -34,14 +34,15 @@
 //! rotation and word. With the 77 more that the words above need, a vector of hashes takes 557
 //! operations, for secrets of four bytes. A plain schedule takes 752: three more for each of its 64
 //! words, and one for each round's constant. The first rounds, where most of the state is known,
-//! save thirteen operations, and the digests' additions take four: 548. All
-//! other secrets are split as well, but without this distinction ([`layout`](crate::layout)).
+//! save thirteen operations, and the digests' additions take four: 548.
+//!
+//! Only AVX-512 tries all byte strings in this way. For other secrets, and on other CPUs, the words
+//! are split as well, but all of them as if their bits overlapped ([`layout`](crate::layout)).
 
 /// Number of vector operations that hashing takes for each vector of secrets.
 pub(crate) const OPERATIONS: f64 = 548.0;
 
-/// Number of the counter's last bits that select the lane. 64 lanes are four vectors of sixteen, or
-/// eight vectors of eight.
+/// Number of the counter's last bits that select the lane. 64 lanes are four vectors of sixteen.
 pub(crate) const LANE_BITS: u32 = 6;
 
 /// Number of lanes of a row.

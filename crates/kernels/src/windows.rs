@@ -210,26 +210,30 @@ fn prepared<S: Simd, E: Encoding>(simd: S, digest: &Digests<S>) -> Digits<S> {
 /// A [`Mask`] in vectors.
 struct MaskFilter<S: Simd> {
     /// For each word that is compared: its number, the bits, and what they have to be.
-    words: Vec<(usize, S::Vector, S::Vector)>,
+    words: [(usize, S::Vector, S::Vector); 5],
+    count: usize,
 }
 
 impl<S: Simd> MaskFilter<S> {
     #[inline(always)]
     fn new(simd: S, mask: &Mask) -> MaskFilter<S> {
-        let mut words = Vec::new();
+        let nothing = simd.set1(0);
+        let mut words = [(0, nothing, nothing); 5];
+        let mut count = 0;
         for word in 0..5 {
             if mask.bits[word] != 0 {
                 let (bits, wanted) = (simd.set1(mask.bits[word]), simd.set1(mask.wanted[word]));
-                words.push((word, bits, wanted));
+                words[count] = (word, bits, wanted);
+                count += 1;
             }
         }
-        MaskFilter { words }
+        MaskFilter { words, count }
     }
 
     #[inline(always)]
     fn check(&self, simd: S, digest: &Digests<S>) -> u64 {
         let mut differ = simd.set1(0);
-        for (word, bits, wanted) in &self.words {
+        for (word, bits, wanted) in &self.words[..self.count] {
             let changed = simd.xor(digest[*word], *wanted);
             differ = simd.and_or(changed, *bits, differ);
         }

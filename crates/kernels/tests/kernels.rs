@@ -262,7 +262,7 @@ impl Random {
         }
         let longest = match alphabet.len() {
             1 => Secrets::MAX_SEARCHED,
-            radix => 63 / radix.ilog2().max(1),
+            radix => 64 / radix.ilog2(),
         };
         let length = self.below(u64::from(longest.min(Secrets::MAX_SEARCHED)) + 1) as u32;
         let search = Search {

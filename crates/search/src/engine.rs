@@ -88,7 +88,7 @@ impl Backend for Kernel {
 
     fn is_at_hand(&self, matcher: &Matcher) -> bool {
         // For the first slice, the fast kernels take 7-20 us, the portable one 100 us.
-        self.name() != "portable" && matcher.cost(*self) <= AT_HAND
+        self.name() != "portable" && matcher.is_ready() && matcher.cost(*self) <= AT_HAND
     }
 }
 

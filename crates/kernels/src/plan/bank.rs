@@ -103,7 +103,7 @@ impl Bank {
             let near: f64 = disagree[..=usize::from(errors)].iter().sum();
             near * bucket
                 .iter()
-                .map(|name| name.windows().len())
+                .map(|name| text.places() + 1 - name.characters.len())
                 .max()
                 .unwrap_or(0) as f64
         });

@@ -72,7 +72,7 @@ impl Mask {
     }
 
     /// Maximum number of masks that are compared with one another.
-    const MOST_MERGED: usize = 256;
+    const MOST_MERGED: usize = 64;
 
     /// Whether two masks compare the same bits, and want different ones in at most one place.
     fn is_merged(&self, other: &Mask) -> bool {
@@ -90,7 +90,7 @@ impl Mask {
             let has = |value: &u8| value >> (width - 1 - bit) & 1 == 1;
             let mut values = (0..name.text.values() as u8).filter(|value| set.contains(*value));
             let Some(first) = values.next().as_ref().map(has) else {
-                // Only the padding, which is always there.
+                // Only the padding, or nothing: there is no bit to compare.
                 continue;
             };
             // The last digit may have more bits than are left of the digest.

@@ -39,7 +39,10 @@ pub(crate) struct BenchArguments {
     #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
 
-    /// Name to search for; repeatable [default: doctor, and a search of each other kind]
+    /// Name to search for; repeatable
+    ///
+    /// Without --name and --names, it searches for doctor, and measures the other kinds of searches:
+    /// after a prefix, in hexadecimal and base32, for Git commits and for hashcash stamps.
     #[arg(long = "name", value_name = "NAME")]
     pub(crate) names: Vec<DesiredName>,
 

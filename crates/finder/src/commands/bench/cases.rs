@@ -37,8 +37,8 @@ pub(super) struct Case {
 /// The result of trying some secrets: the sum of the digests, or the hits.
 pub(super) type Answer = (u32, Vec<Hit>);
 
-/// Returns what the arguments ask for: by default, a search for `doctor`, and one search of each
-/// other kind.
+/// Returns the cases to measure. Without any name, these are a search for `doctor` and the other
+/// kinds of searches.
 ///
 /// # Errors
 ///
@@ -50,8 +50,8 @@ pub(super) fn cases(arguments: &BenchArguments) -> Result<Vec<Case>, Impossible>
         _ => format!("{title}, {length} bytes"),
     };
     let mut cases = vec![Case::bytes(title("sha1".to_owned()), length, None)];
-    let asks_for_none = arguments.names.is_empty() && arguments.sets.is_empty();
-    let usual = asks_for_none.then(|| "doctor".parse().expect("it is a valid name"));
+    let is_default = arguments.names.is_empty() && arguments.sets.is_empty();
+    let usual = is_default.then(|| "doctor".parse().expect("it is a valid name"));
     for name in arguments.names.iter().chain(&usual) {
         let query = Query::new(name.clone(), distance)?;
         let name = as_text(name.as_str());
@@ -70,13 +70,13 @@ pub(super) fn cases(arguments: &BenchArguments) -> Result<Vec<Case>, Impossible>
             Some(filter),
         ));
     }
-    if asks_for_none {
+    if is_default {
         cases.extend(kinds()?);
     }
     Ok(cases)
 }
 
-/// Returns a search of each other kind.
+/// Returns the kinds of searches apart from those for a name in base64 among all byte strings.
 fn kinds() -> Result<Vec<Case>, Impossible> {
     let kind = |title: &str, prefix: &[u8], suffix: &[u8], name: &str, spelling| {
         let name = DesiredName::new(name, spelling).expect("it is a valid name");
@@ -95,7 +95,8 @@ fn kinds() -> Result<Vec<Case>, Impossible> {
         ..Spelling::default()
     };
     let prefix = spelling(Encoding::Hex, Anchor::Prefix);
-    // Their lengths are usual ones, and the end of the block has room for what follows.
+    // The end of the block has room for what follows, as with the commands `git-commit` and
+    // `hashcash`.
     let (commit, stamp) = (
         [b'x'; 290],
         b"1:44:261201:someone@example.com::c29tZSByYW5kb20hISEh:",

@@ -286,7 +286,7 @@ fn queries(commit: &[u8], prefix: &DesiredName, from: Option<&str>) -> Result<Ve
     let start = match from {
         None => first_of_sufficient_length(&nonces, prefix),
         Some(nonce) => nonces
-            .index_of(nonce.as_bytes())
+            .index_of(without_zeros(commit.len(), nonce).as_bytes())
             .filter(|index| *index > 0)
             .ok_or("--from: expected a nonce of 1 to 11 letters and digits")?,
     };
@@ -348,6 +348,18 @@ fn zeros_before(before_nonce: usize, nonce_len: usize) -> usize {
     (0..BLOCK).find(is_well_placed).unwrap_or(0)
 }
 
+/// Returns a nonce without the zeros that [`zeros_before`] adds, given the length of everything
+/// before it. A nonce that does not have them is returned as it is: those that the command prints
+/// when it is stopped, and those of versions that added none.
+fn without_zeros(before_nonce: usize, nonce: &str) -> &str {
+    let searched = (1..nonce.len()).find_map(|nonce_len| {
+        let (zeros, searched) = nonce.split_at_checked(nonce.len() - nonce_len)?;
+        let is_added = zeros.len() == zeros_before(before_nonce, nonce_len);
+        (is_added && zeros.bytes().all(|byte| byte == b'0')).then_some(searched)
+    });
+    searched.unwrap_or(nonce)
+}
+
 /// Returns the keyspace of what Git hashes for a commit, given everything before the nonce. The
 /// keyspace is correct only for nonces of length `nonce_len`, after this number of zeros.
 ///
@@ -407,6 +419,17 @@ mod tests {
                 let end = keyspace.prefix().len() + nonce_len;
                 let hashed = end + END_OF_LINE.len() + 9;
                 assert_eq!((end - 2) / 64, (hashed - 1) / 64, "{length} {nonce_len}");
+                // The nonce that is printed, and the one in the commit.
+                for nonce in ["0".repeat(nonce_len - 1) + "7", "Z".repeat(nonce_len)] {
+                    let written = "0".repeat(zeros) + &nonce;
+                    let resumed = |nonce| {
+                        let nonce = without_zeros(length, nonce);
+                        let zeros = zeros_before(length, nonce.len());
+                        "0".repeat(zeros) + nonce
+                    };
+                    assert_eq!(resumed(&nonce), written, "{length} {nonce_len}");
+                    assert_eq!(resumed(&written), written, "{length} {nonce_len}");
+                }
                 let object = without_header(keyspace.prefix());
                 let size = object.len() + nonce_len + END_OF_LINE.len();
                 assert!(keyspace.prefix().starts_with(&header(size)));

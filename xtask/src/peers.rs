@@ -28,8 +28,8 @@ const PEER: &str = "hashcat -b -m 100 -D 1 (pocl)";
 /// Name of the row of the program hashcash, which prints a speed itself.
 const HASHCASH: &str = "hashcash -s";
 
-/// Arguments for each run of our own program, in order. Without a name, it measures a search of each
-/// kind.
+/// Arguments for each run of our own program, in order. Without a name, it measures a search of
+/// each kind.
 const OURS: [&str; 8] = [
     "--name doctor",
     "--kernel BEST",

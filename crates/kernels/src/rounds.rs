@@ -1,5 +1,5 @@
 //! SHA-1's rounds with one hash in each lane of a vector, on the words from
-//! [`split`](crate::split) or [`layout`](crate::layout).
+//! [`split`](crate::split) or [`layout`].
 
 use std::hint::black_box;
 

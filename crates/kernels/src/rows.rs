@@ -1,7 +1,7 @@
 //! Runs a vector kernel over a block: chunk by chunk, row by row.
 //!
-//! [`split`](crate::split) defines these terms, and a [`Walk`] their sizes. A row is always hashed as
-//! a whole. If a block begins or ends within a row, the hashes outside the block are discarded
+//! [`split`](crate::split) defines these terms, and a [`Walk`] their sizes. A row is always hashed
+//! as a whole. If a block begins or ends within a row, the hashes outside the block are discarded
 //! afterwards.
 
 use std::hint::black_box;

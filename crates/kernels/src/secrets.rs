@@ -66,7 +66,8 @@ impl Secrets {
     /// # Panics
     ///
     /// If `length` is above [`MAX_SEARCHED`](Self::MAX_SEARCHED), or the block reaches beyond the
-    /// last secret of its length or the counter 2^64. The caller has to split its ranges where the length changes.
+    /// last secret of its length or the counter 2^64. The caller has to split its ranges where the
+    /// length changes.
     #[must_use]
     pub fn block(&self, length: u32, first: u64, count: u64) -> Block<'_> {
         assert!(length <= Self::MAX_SEARCHED, "no secrets of {length} bytes");

@@ -1,6 +1,6 @@
-//! The fast filter of the vector kernels. It works on the digests in their vectors. For names at any
-//! place, further vectors hold one byte for each of a hashed name's places, four to a word: seven
-//! vectors for the 28 places of base64.
+//! The fast filter of the vector kernels. It works on the digests in their vectors. For names at
+//! any place, further vectors hold one byte for each of a hashed name's places, four to a word:
+//! seven vectors for the 28 places of base64.
 //!
 //! The filter is a necessary condition: it passes every match, and a few other digests.
 //! [`plan`](crate::plan) describes its parts.

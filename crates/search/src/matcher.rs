@@ -210,8 +210,8 @@ impl Matcher {
         })
     }
 
-    /// Whether the first secret of a slice takes no longer than the others: the kernel has its tables
-    /// already. They are made once for each keyspace.
+    /// Whether the first secret of a slice takes no longer than the others: the kernel has its
+    /// tables already. They are made once for each keyspace.
     #[must_use]
     pub(crate) fn is_ready(&self) -> bool {
         matches!(self.method, Method::Fast(_)) && Arc::ptr_eq(&self.keyspace, Keyspace::all())

@@ -41,8 +41,8 @@ pub(crate) struct BenchArguments {
 
     /// Name to search for; repeatable
     ///
-    /// Without --name and --names, it searches for doctor, and measures the other kinds of searches:
-    /// after a prefix, in hexadecimal and base32, for Git commits and for hashcash stamps.
+    /// Without --name and --names, it searches for doctor, and measures the other kinds of
+    /// searches: after a prefix, in hexadecimal and base32, for Git commits and hashcash stamps.
     #[arg(long = "name", value_name = "NAME")]
     pub(crate) names: Vec<DesiredName>,
 

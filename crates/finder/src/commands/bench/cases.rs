@@ -15,7 +15,8 @@ use crate::terminal::as_text;
 /// Number of secrets on which each kernel is checked before it is measured.
 const CHECKED: u64 = 1 << 18;
 
-/// Where the checked secrets begin: within a kernel's row, so that incomplete rows are checked, too.
+/// Where the checked secrets begin: within a kernel's row, so that incomplete rows are checked,
+/// too.
 const CHECKED_FROM: u64 = 12_345;
 
 /// Length, in bytes, of the secrets that a search tries in its first seconds.

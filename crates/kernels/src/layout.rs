@@ -93,10 +93,11 @@ const MOST_LANES: u64 = 2048;
 /// Maximum number of rows, at 320 bytes each.
 const MOST_ROWS: u64 = 256;
 
-/// Number of bits of a byte that are lanes if the alphabet is all bytes. The others are rows.
+/// Number of lanes if the alphabet is all bytes: the lower six bits of the last byte select one.
 const BYTE_LANES: u64 = 64;
 
-/// The share of lanes in use at which no more characters are added.
+/// The share of a row's hashes that must belong to lanes. Only if it is less are more characters
+/// made lanes, because they need larger tables.
 const WELL_USED: f64 = 0.9;
 
 impl Layout {

@@ -80,18 +80,18 @@ impl Space {
         self.alphabet.len() as u64
     }
 
-    /// Returns the state before the first block that is not the same for all secrets of a length.
+    /// Returns the state after the blocks that are hashed already.
     pub(crate) fn state(&self) -> [u32; 5] {
         self.state
     }
 
-    /// Returns where the searched part begins in that block.
+    /// Returns where the searched part begins in the first block that is not hashed yet.
     pub(crate) fn place(&self) -> usize {
         self.head.len()
     }
 
-    /// Returns that block and those after it, with the padding, and with searched parts of `length`
-    /// zeros.
+    /// Returns the blocks that are not hashed yet, with the padding, and with a searched part of
+    /// `length` zeros.
     pub(crate) fn message(&self, length: u32) -> Vec<[u8; BLOCK]> {
         let searched = vec![0; length as usize];
         let mut message = [&self.head[..], &searched, &self.suffix, &[TERMINATOR]].concat();

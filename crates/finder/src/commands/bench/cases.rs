@@ -52,7 +52,7 @@ pub(super) fn cases(arguments: &BenchArguments) -> Result<Vec<Case>, Impossible>
     };
     let mut cases = vec![Case::bytes(title("sha1".to_owned()), length, None)];
     let is_default = arguments.names.is_empty() && arguments.sets.is_empty();
-    let usual = is_default.then(|| "doctor".parse().expect("it is a valid name"));
+    let usual = is_default.then(|| "doctor".parse().expect("doctor consists of base64 digits"));
     for name in arguments.names.iter().chain(&usual) {
         let query = Query::new(name.clone(), distance)?;
         let name = as_text(name.as_str());
@@ -80,7 +80,7 @@ pub(super) fn cases(arguments: &BenchArguments) -> Result<Vec<Case>, Impossible>
 /// Returns the kinds of searches apart from those for a name in base64 among all byte strings.
 fn kinds() -> Result<Vec<Case>, Impossible> {
     let kind = |title: &str, prefix: &[u8], suffix: &[u8], name: &str, spelling| {
-        let name = DesiredName::new(name, spelling).expect("it is a valid name");
+        let name = DesiredName::new(name, spelling).expect("these names fit their encodings");
         let query = Query::new(name, Distance::ZERO)?;
         Ok(Case {
             title: title.to_owned(),

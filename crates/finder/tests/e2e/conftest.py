@@ -107,6 +107,19 @@ def free_port():
         return unused.getsockname()[1]
 
 
+def wait_until_caught(process, number):
+    """Waits until a process catches a signal, or ignores it."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not any(int(status_of(process, field), 16) >> (number - 1) & 1 for field in ["SigCgt", "SigIgn"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def status_of(process, field):
+    with open(f"/proc/{process}/status") as text:
+        return re.search(rf"^{field}:\s*(\w+)$", text.read(), re.MULTILINE)[1]
+
+
 class Process:
     """A process. Tests can wait for lines on its stderr."""
 
@@ -188,8 +201,10 @@ class Process:
     def wait_until_busy(self):
         """Waits until the process has used some CPU time, so that its search has begun.
 
-        It has to do so within two seconds: an idle process needs minutes for as much.
+        It has to do so within two seconds: an idle process needs minutes for as much. The start of
+        the program does not count: until signals are caught, the first one would kill it.
         """
+        wait_until_caught(self.popen.pid, SIGTERM)
         began, before = time.monotonic(), self.cpu_s()
         deadline = began + TIMEOUT_S
         while self.cpu_s() < before + 0.05:

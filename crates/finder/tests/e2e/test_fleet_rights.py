@@ -16,6 +16,8 @@ from test_operations import Client
 
 PROTOS = HERE.parents[3] / "proto"
 BUDGET = 40_000_000
+# Hashes per second that an agent which tries nothing claims to do.
+CLAIMED_RATE = 20_000_000
 
 
 def run(*command, **kwargs):
@@ -278,7 +280,7 @@ def fake_agent(fleet, messages, user, work_of, seen=lambda end: None):
         deadline = time.monotonic() + TIMEOUT_S
         while True:
             sequence += 1
-            work = messages.Work(agent=agent, sequence=sequence, answered=sequence - 1, rate=3e6)
+            work = messages.Work(agent=agent, sequence=sequence, answered=sequence - 1, rate=CLAIMED_RATE)
             work.term.CopyFrom(term)
             work_of(work)
             work.reports.extend(reports)
@@ -290,7 +292,9 @@ def fake_agent(fleet, messages, user, work_of, seen=lambda end: None):
             reported, reports = end, []
             for lease in orders.leases:
                 report = messages.Report(lease=lease.id, tried=lease.range.end)
-                report.took.FromNanoseconds(100_000_000)
+                # At a steady rate, so that no lease is longer than the one before.
+                tried = lease.range.end.low - lease.range.start.low
+                report.took.FromNanoseconds(tried * 10**9 // CLAIMED_RATE)
                 reports.append(report)
                 count, end = count + 1, max(end, lease.range.end.low)
             assert time.monotonic() < deadline, (count, end, orders)
@@ -330,7 +334,7 @@ def test_the_work_of_a_banned_agent_is_done_again(fleet, messages, v1, interesti
     leader, (other,) = fleet.leader(*servers)
     fleet.wait_for_agents(lambda rows: rows == [])
     # The first answer is far enough for the searches to move to the agent before it.
-    search = ["runner", "--maximum-hashes", "1000000000", "--json"]
+    search = ["driver", "--maximum-hashes", "1000000000", "--json"]
     search += ["--show-inferior", str(interesting)] if interesting else []
 
     def answer_in(lines):
@@ -342,7 +346,7 @@ def test_the_work_of_a_banned_agent_is_done_again(fleet, messages, v1, interesti
     answer = answer_in(run_find("--threads", "1", *search).stdout)
     index = sum(256**k for k in range(len(answer["hex"]) // 2)) + int(answer["hex"], 16)
     client = Client(v1, leader.address)
-    name = client.begin("runner", 0, interesting, maximum_hashes=1_000_000_000)
+    name = client.begin("driver", 0, interesting, maximum_hashes=1_000_000_000)
     find = [HASHFINDER, "find", "--server", other.address, *search]
     searching = subprocess.Popen(find, stdout=subprocess.PIPE, text=True)
     agents = []

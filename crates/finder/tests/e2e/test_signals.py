@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import HASHFINDER, SIGINT, SIGTERM, TIMEOUT_S, run_find
+from conftest import HASHFINDER, SIGINT, SIGTERM, TIMEOUT_S, run_find, status_of, wait_until_caught
 from test_find import HARD, cursor_in
 from test_json import records
 
@@ -118,23 +118,10 @@ def test_nohup_keeps_sighup_ignored(tmp_path):
     ignored = ""
     try:
         wait_until_caught(process, SIGTERM)
-        ignored = status(process, "SigIgn")
+        ignored = status_of(process, "SigIgn")
     finally:
         os.kill(process, SIGTERM)
     assert int(ignored, 16) >> (SIGHUP - 1) & 1
-
-
-def wait_until_caught(process, number):
-    """Waits until a process has a handler for a signal."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not int(status(process, "SigCgt"), 16) >> (number - 1) & 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def status(process, field):
-    with open(f"/proc/{process}/status") as text:
-        return re.search(rf"^{field}:\s*(\w+)$", text.read(), re.MULTILINE)[1]
 
 
 @pytest.mark.parametrize("number", list(CODES))

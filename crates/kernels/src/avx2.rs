@@ -4,9 +4,9 @@ use std::arch::x86_64::*;
 
 use crate::{
     bitmap::Bitmap,
-    layout::{self, Around, Form, Words},
-    rounds,
-    rows::{Hasher, kernel},
+    layout::Form,
+    rounds::{Bytes, HashInEachLane},
+    rows::kernel,
     simd::{self, Simd, operations},
     windows::{CheckMore, Windows},
 };
@@ -24,7 +24,7 @@ impl Avx2 {
         is_x86_feature_detected!("avx2").then_some(Avx2(()))
     }
 
-    kernel!("avx2", FORM);
+    kernel!("avx2", FORM, Bytes);
 }
 
 /// Form of the words of any secrets.
@@ -33,25 +33,7 @@ const FORM: Form = Form::Vectors {
     group: VECTORS * Avx2::WIDTH,
 };
 
-impl Hasher<Around<'_>, VECTORS> for Avx2 {
-    type Simd = Avx2;
-
-    #[inline(always)]
-    fn simd(self) -> Avx2 {
-        self
-    }
-
-    #[inline(always)]
-    fn hash<const CASE: usize>(
-        self,
-        walk: &Around<'_>,
-        chunk: &layout::Chunk,
-        row: &Words,
-        lane: usize,
-    ) -> [simd::Digests<Avx2>; VECTORS] {
-        rounds::hash_around::<Self, VECTORS>(self, walk, chunk, row, lane)
-    }
-}
+impl HashInEachLane for Avx2 {}
 
 impl Simd for Avx2 {
     type Vector = __m256i;

@@ -4,10 +4,10 @@ use std::arch::x86_64::*;
 
 use crate::{
     bitmap::Bitmap,
-    layout::{self, Around, Form, Words},
+    layout::Form,
     plan::CODES,
-    rounds::{self, Bytes},
-    rows::{Hasher, kernel},
+    rounds::{Bytes, HashInEachLane},
+    rows::kernel,
     simd::{Digests, Simd, operations},
     windows::{CheckMore, Windows},
 };
@@ -44,45 +44,7 @@ const FORM: Form = Form::Vectors {
     group: VECTORS * Avx512::WIDTH,
 };
 
-impl Hasher<Bytes, VECTORS> for Avx512 {
-    type Simd = Avx512;
-
-    #[inline(always)]
-    fn simd(self) -> Avx512 {
-        self
-    }
-
-    #[inline(always)]
-    fn hash<const CASE: usize>(
-        self,
-        _: &Bytes,
-        chunk: &rounds::Chunk,
-        row: &rounds::Row,
-        lane: usize,
-    ) -> [Digests<Self>; VECTORS] {
-        rounds::hash::<Self, CASE, VECTORS>(self, chunk, row, lane)
-    }
-}
-
-impl Hasher<Around<'_>, VECTORS> for Avx512 {
-    type Simd = Avx512;
-
-    #[inline(always)]
-    fn simd(self) -> Avx512 {
-        self
-    }
-
-    #[inline(always)]
-    fn hash<const CASE: usize>(
-        self,
-        walk: &Around<'_>,
-        chunk: &layout::Chunk,
-        row: &Words,
-        lane: usize,
-    ) -> [Digests<Self>; VECTORS] {
-        rounds::hash_around::<Self, VECTORS>(self, walk, chunk, row, lane)
-    }
-}
+impl HashInEachLane for Avx512 {}
 
 impl Simd for Avx512 {
     type Vector = __m512i;

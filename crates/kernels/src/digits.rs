@@ -58,10 +58,6 @@ impl Text {
 /// Number of bits of a digest.
 pub(crate) const DIGEST_BITS: usize = 160;
 
-/// Maximum number of places of a text, and of groups of four places.
-pub(crate) const MOST_PLACES: usize = 40;
-pub(crate) const MOST_GROUPS: usize = MOST_PLACES / 4;
-
 const _: () = assert!(Text::Base64.is_padded() && !Text::Base32.is_padded());
 
 /// The digits of standard base64, indexed by value.
@@ -70,60 +66,51 @@ pub const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrst
 /// The value that stands for the padding `=`, one above the digits.
 pub(crate) const PADDING: u8 = 64;
 
-/// The places of a digest: each is a digit's value or [`PADDING`].
-#[derive(Clone, Copy)]
-pub(crate) struct Places {
-    values: [u8; MOST_PLACES],
-    count: usize,
-}
-
-impl std::ops::Deref for Places {
-    type Target = [u8];
-
-    #[inline(always)]
-    fn deref(&self) -> &[u8] {
-        &self.values[..self.count]
-    }
-}
-
-/// Returns the places of a digest's text.
-#[inline(always)]
-pub(crate) fn places(text: Text, digest: &[u32; 5]) -> Places {
-    let mut values = [0; MOST_PLACES];
+/// Returns the places of a digest's text: each is a digit's value or [`PADDING`].
+#[cfg(test)]
+pub(crate) fn places(text: Text, digest: &[u32; 5]) -> Vec<u8> {
     match text {
-        Text::Base64 => values[..HASHED_NAME_LEN].copy_from_slice(&digits(digest)),
-        Text::Hex => {
-            for (eight, word) in values.chunks_exact_mut(8).zip(digest) {
-                for (place, digit) in eight.iter_mut().enumerate() {
-                    *digit = (word >> (28 - 4 * place)) as u8 & 15;
-                }
-            }
-        }
-        Text::Base32 => {
-            let [a, b, c, d, e] = digest.map(u64::from);
-            // Eight digits are forty bits.
-            let groups = [
-                a << 8 | b >> 24,
-                b << 16 | c >> 16,
-                c << 24 | d >> 8,
-                d << 32 | e,
-            ];
-            for (eight, group) in values.chunks_exact_mut(8).zip(groups) {
-                for (place, digit) in eight.iter_mut().enumerate() {
-                    *digit = (group >> (35 - 5 * place)) as u8 & 31;
-                }
-            }
-        }
-    }
-    Places {
-        values,
-        count: text.places(),
+        Text::Base64 => base64_places(digest).to_vec(),
+        Text::Base32 => base32_places(digest).to_vec(),
+        Text::Hex => hex_places(digest).to_vec(),
     }
 }
 
-/// Returns the 28 places of a digest in base64.
+/// Returns the places of a digest in hexadecimal.
 #[inline(always)]
-fn digits(digest: &[u32; 5]) -> [u8; HASHED_NAME_LEN] {
+pub(crate) fn hex_places(digest: &[u32; 5]) -> [u8; Text::Hex.places()] {
+    let mut places = [0; Text::Hex.places()];
+    for (eight, word) in places.chunks_exact_mut(8).zip(digest) {
+        for (place, digit) in eight.iter_mut().enumerate() {
+            *digit = (word >> (28 - 4 * place)) as u8 & 15;
+        }
+    }
+    places
+}
+
+/// Returns the places of a digest in base32.
+#[inline(always)]
+pub(crate) fn base32_places(digest: &[u32; 5]) -> [u8; Text::Base32.places()] {
+    let [a, b, c, d, e] = digest.map(u64::from);
+    // Eight digits are forty bits.
+    let groups = [
+        a << 8 | b >> 24,
+        b << 16 | c >> 16,
+        c << 24 | d >> 8,
+        d << 32 | e,
+    ];
+    let mut places = [0; Text::Base32.places()];
+    for (eight, group) in places.chunks_exact_mut(8).zip(groups) {
+        for (place, digit) in eight.iter_mut().enumerate() {
+            *digit = (group >> (35 - 5 * place)) as u8 & 31;
+        }
+    }
+    places
+}
+
+/// Returns the places of a digest in base64.
+#[inline(always)]
+pub(crate) fn base64_places(digest: &[u32; 5]) -> [u8; HASHED_NAME_LEN] {
     let [a, b, c, d, e] = digest;
     let groups = [
         a >> 8,
@@ -134,20 +121,20 @@ fn digits(digest: &[u32; 5]) -> [u8; HASHED_NAME_LEN] {
         d << 16 | e >> 16,
         e << 8,
     ];
-    let mut digits = [0; HASHED_NAME_LEN];
-    for (four, group) in digits.chunks_exact_mut(4).zip(groups) {
+    let mut places = [0; HASHED_NAME_LEN];
+    for (four, group) in places.chunks_exact_mut(4).zip(groups) {
         for (place, digit) in four.iter_mut().enumerate() {
             *digit = (group >> (18 - 6 * place)) as u8 & 63;
         }
     }
-    digits[HASHED_NAME_LEN - 1] = PADDING;
-    digits
+    places[HASHED_NAME_LEN - 1] = PADDING;
+    places
 }
 
 /// Returns the standard base64 text of a digest, with its padding.
 #[must_use]
 pub fn hashed_name(digest: &[u32; 5]) -> [u8; HASHED_NAME_LEN] {
-    digits(digest).map(|digit| *ALPHABET.get(usize::from(digit)).unwrap_or(&b'='))
+    base64_places(digest).map(|digit| *ALPHABET.get(usize::from(digit)).unwrap_or(&b'='))
 }
 
 /// A set of the characters of which hashed names consist: up to 64 digits, and `=`.

@@ -2,7 +2,7 @@
 //! distance.
 
 use crate::{
-    digits::{CharSet, Places, Text, places},
+    digits::{CharSet, Text, base32_places, base64_places, hex_places},
     name::{Name, Target},
     plan::Plan,
 };
@@ -113,22 +113,31 @@ impl Filter {
     /// `digest` holds the five words of a SHA-1 digest.
     #[inline]
     pub fn check(&self, digest: &[u32; 5], found: impl FnMut(Match)) {
-        let digits = places(self.text, digest);
+        match self.text {
+            Text::Base64 => self.check_places(&base64_places(digest), found),
+            Text::Base32 => self.check_places(&base32_places(digest), found),
+            Text::Hex => self.check_places(&hex_places(digest), found),
+        }
+    }
+
+    /// Checks a number of places that is known when this is compiled, so that it needs no loop.
+    #[inline(always)]
+    fn check_places<const N: usize>(&self, places: &[u8; N], found: impl FnMut(Match)) {
         if let [name] = &self.names[..] {
-            if name.may_match(&digits) {
-                self.compare([0], &digits, found);
+            if name.may_match(places) {
+                self.compare([0], places, found);
             }
             return;
         }
         let mut candidates = Vec::new();
         for &number in &self.plan.apart {
-            if self.names[usize::from(number)].may_match(&digits) {
+            if self.names[usize::from(number)].may_match(places) {
                 candidates.push(number);
             }
         }
         if let Some(grams) = &self.plan.grams {
-            grams.candidates(&digits, |number, window| {
-                if self.names[usize::from(number)].is_at(window, &digits) {
+            grams.candidates(places, |number, window| {
+                if self.names[usize::from(number)].is_at(window, places) {
                     candidates.push(number);
                 }
             });
@@ -136,7 +145,7 @@ impl Filter {
         if !candidates.is_empty() {
             candidates.sort_unstable();
             candidates.dedup();
-            self.compare(candidates, &digits, found);
+            self.compare(candidates, places, found);
         }
     }
 
@@ -144,12 +153,12 @@ impl Filter {
     fn compare(
         &self,
         candidates: impl IntoIterator<Item = u16>,
-        digits: &Places,
+        places: &[u8],
         mut found: impl FnMut(Match),
     ) {
         for number in candidates {
             let name = &self.names[usize::from(number)];
-            if let Some((distance, window)) = name.nearest(digits) {
+            if let Some((distance, window)) = name.nearest(places) {
                 found(Match {
                     name: number,
                     distance,
@@ -163,7 +172,7 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digits::PADDING;
+    use crate::digits::{PADDING, places};
     use proptest::prelude::*;
 
     proptest! {

@@ -51,12 +51,20 @@ pub(crate) fn digest_sum(block: &Block<'_>) -> u32 {
 #[inline(always)]
 fn for_each_batch(block: &Block<'_>, mut take: impl FnMut(u64, &[[u32; 5]]) -> bool) {
     let space = block.secrets.space();
-    let message = space.message(block.length);
+    let mut message = space.message(block.length);
     let state = space.state();
+    let length = block.length as usize;
     let place = space.place();
-    let end = place + block.length as usize;
-    let mut searched = vec![0; block.length as usize];
-    space.write(block.first, &mut searched);
+    space.write(
+        block.first,
+        &mut message.as_flattened_mut()[place..place + length],
+    );
+    // The searched part, and what follows it up to a multiple of eight bytes. At least nine bytes
+    // of padding follow it.
+    let end = place + length.next_multiple_of(8);
+    let mut searched = message.as_flattened()[place..end].to_vec();
+    let alphabet = space.alphabet();
+    let mut last = (block.first % space.radix()) as usize;
     // The blocks of one message after those of another.
     let blocks = message.len();
     let mut messages = message.repeat(BATCH);
@@ -66,8 +74,21 @@ fn for_each_batch(block: &Block<'_>, mut take: impl FnMut(u64, &[[u32; 5]]) -> b
     while first < block.count {
         let count = (block.count - first).min(BATCH as u64) as usize;
         for message in messages.chunks_exact_mut(blocks).take(count) {
-            message.as_flattened_mut()[place..end].copy_from_slice(&searched);
-            space.advance(&mut searched);
+            let bytes = &mut message.as_flattened_mut()[place..end];
+            let eights = searched.as_chunks::<8>().0;
+            for (to, eight) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(eights) {
+                *to = *eight;
+            }
+            // The last character goes from a register into the message. Written into the searched
+            // part, it would delay the next copy, which reads wider than it was written.
+            if let Some(at) = length.checked_sub(1) {
+                bytes[at] = alphabet[last];
+                last += 1;
+                if last == alphabet.len() {
+                    last = 0;
+                    space.advance(&mut searched[..at]);
+                }
+            }
         }
         let every = messages.chunks_exact(blocks);
         for (digest, message) in digests[..count].iter_mut().zip(every) {

@@ -5,13 +5,58 @@ use std::hint::black_box;
 
 use crate::{
     layout::{self, Around, Line, Words},
+    rows::Hasher,
     simd::{Digests, Simd},
     split::{
         CASES, CHUNK, INITIAL, LANES, Lanes, SUMS, Tables, Word, XORS, base, case_of, constant,
         row_mask_of,
     },
     walk::Walk,
+    windows::CheckMore,
 };
+
+/// Vectors with one hash in each lane, whose kernel does these rounds.
+pub(crate) trait HashInEachLane: CheckMore {}
+
+impl<S: HashInEachLane, const N: usize> Hasher<Bytes, N> for S {
+    type Simd = S;
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self
+    }
+
+    #[inline(always)]
+    fn hash<const CASE: usize>(
+        self,
+        _: &Bytes,
+        chunk: &Chunk,
+        row: &Row,
+        lane: usize,
+    ) -> [Digests<S>; N] {
+        hash::<S, CASE, N>(self, chunk, row, lane)
+    }
+}
+
+impl<S: HashInEachLane, const N: usize> Hasher<Around<'_>, N> for S {
+    type Simd = S;
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self
+    }
+
+    #[inline(always)]
+    fn hash<const CASE: usize>(
+        self,
+        walk: &Around<'_>,
+        chunk: &layout::Chunk,
+        row: &Words,
+        lane: usize,
+    ) -> [Digests<S>; N] {
+        hash_around(self, walk, chunk, row, lane)
+    }
+}
 
 /// A chunk's part of the expanded words.
 pub(crate) struct Chunk {
@@ -224,12 +269,15 @@ pub(crate) fn hash<S: Simd, const CASE: usize, const N: usize>(
     }
     eighty!(split);
     // The last round's word includes the first word of the initial state.
+    // An array of its own. In one that the caller may keep in memory, every round would store its
+    // state.
+    let mut digests = state;
     for v in 0..N {
         for word in 1..5 {
-            state[v][word] = simd.add(state[v][word], simd.set1(INITIAL[word]));
+            digests[v][word] = simd.add(state[v][word], simd.set1(INITIAL[word]));
         }
     }
-    state
+    digests
 }
 
 /// Returns the digests of `N` vectors of lanes of any secrets, starting with `lane`.
@@ -270,7 +318,12 @@ pub(crate) fn hash_around<S: Simd, const N: usize>(
             before[v][word] = simd.add(before[v][word], state[v][word]);
         }
     }
-    for words in layout.tail() {
+    let tail = layout.tail();
+    // Most messages end here. Before a loop, the digests would go to memory and back.
+    if tail.is_empty() {
+        return before;
+    }
+    for words in tail {
         let words = black_box(words);
         let mut state = before;
         macro_rules! constant {

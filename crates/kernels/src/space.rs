@@ -75,6 +75,10 @@ impl Space {
         self.alphabet.len() == 256 && self.alphabet.is_sorted()
     }
 
+    pub(crate) fn alphabet(&self) -> &[u8] {
+        &self.alphabet
+    }
+
     /// Returns the number of digits that a byte of the searched part can have.
     pub(crate) fn radix(&self) -> u64 {
         self.alphabet.len() as u64

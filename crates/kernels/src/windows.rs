@@ -6,7 +6,7 @@
 //! [`plan`](crate::plan) describes its parts.
 
 use crate::{
-    digits::{MOST_GROUPS, Text},
+    digits::Text,
     filter::Filter,
     plan::{Agreement, Bank, ClassTable, Classes, Grams, Mask},
     simd::{Digests, Simd},
@@ -19,27 +19,26 @@ pub(crate) trait CheckMore: Simd {
     fn check_more(self, windows: &Windows<'_, Self>, digest: &Digests<Self>) -> u64;
 }
 
-/// An encoding, as a type.
-trait Encoding {
+/// An encoding, as a type, with `G` groups of four places.
+trait Encoding<const G: usize> {
     const TEXT: Text;
 
-    /// Number of groups of four places.
-    const GROUPS: usize = Self::TEXT.groups();
-
     /// Returns the digits of each group.
-    fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; MOST_GROUPS];
+    fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; G];
 }
+
+const BASE64: usize = Text::Base64.groups();
 
 struct Base64;
 
-impl Encoding for Base64 {
+impl Encoding<BASE64> for Base64 {
     const TEXT: Text = Text::Base64;
 
     #[inline(always)]
-    fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; MOST_GROUPS] {
+    fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; BASE64] {
         let [h0, h1, h2, h3, h4] = *digest;
         // Four digits are 24 bits. If they span two words, both parts are combined first.
-        let mut groups = [h0; MOST_GROUPS];
+        let mut groups = [h0; BASE64];
         groups[0] = simd.upper_digits(h0);
         groups[1] = simd.lower_digits(simd.advance::<2>(h1, h0));
         groups[2] = simd.lower_digits(simd.advance::<3>(h2, h1));
@@ -51,16 +50,18 @@ impl Encoding for Base64 {
     }
 }
 
+const BASE32: usize = Text::Base32.groups();
+
 struct Base32;
 
-impl Encoding for Base32 {
+impl Encoding<BASE32> for Base32 {
     const TEXT: Text = Text::Base32;
 
     #[inline(always)]
-    fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; MOST_GROUPS] {
+    fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; BASE32] {
         let [h0, h1, h2, h3, h4] = *digest;
         // Four digits are twenty bits.
-        let mut groups = [h0; MOST_GROUPS];
+        let mut groups = [h0; BASE32];
         groups[0] = simd.base32_digits::<0>(h0, h1);
         groups[1] = simd.base32_digits::<20>(h0, h1);
         groups[2] = simd.base32_digits::<8>(h1, h2);
@@ -73,14 +74,16 @@ impl Encoding for Base32 {
     }
 }
 
+const HEX: usize = Text::Hex.groups();
+
 struct Hex;
 
-impl Encoding for Hex {
+impl Encoding<HEX> for Hex {
     const TEXT: Text = Text::Hex;
 
     #[inline(always)]
-    fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; MOST_GROUPS] {
-        let mut groups = [digest[0]; MOST_GROUPS];
+    fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; HEX] {
+        let mut groups = [digest[0]; HEX];
         for word in 0..5 {
             groups[2 * word] = simd.hex_digits::<0>(digest[word]);
             groups[2 * word + 1] = simd.hex_digits::<16>(digest[word]);
@@ -154,10 +157,11 @@ impl<'f, S: Simd> Windows<'f, S> {
         match self.parts {
             Parts::Nothing => passed,
             Parts::OneName => {
-                let digits = prepared::<S, Base64>(simd, digest);
-                passed | self.names[0].check::<Base64>(simd, &digits)
+                let digits = prepared::<S, Base64, BASE64>(simd, digest);
+                passed | self.names[0].check::<Base64, BASE64, { BASE64 + 2 }>(simd, &digits)
             }
-            Parts::More => passed | simd.check_more(self, digest),
+            // A copy, so that the digest itself needs no place in memory.
+            Parts::More => passed | simd.check_more(self, &{ *digest }),
         }
     }
 
@@ -165,43 +169,47 @@ impl<'f, S: Simd> Windows<'f, S> {
     #[inline(always)]
     pub(crate) fn check_more(&self, simd: S, digest: &Digests<S>) -> u64 {
         match self.text {
-            Text::Base64 => self.check_all::<Base64>(simd, digest),
-            Text::Base32 => self.check_all::<Base32>(simd, digest),
-            Text::Hex => self.check_all::<Hex>(simd, digest),
+            Text::Base64 => self.check_all::<Base64, BASE64, { BASE64 + 2 }>(simd, digest),
+            Text::Base32 => self.check_all::<Base32, BASE32, { BASE32 + 2 }>(simd, digest),
+            Text::Hex => self.check_all::<Hex, HEX, { HEX + 2 }>(simd, digest),
         }
     }
 
     #[inline(always)]
-    fn check_all<E: Encoding>(&self, simd: S, digest: &Digests<S>) -> u64 {
-        let digits = prepared::<S, E>(simd, digest);
+    fn check_all<E: Encoding<G>, const G: usize, const B: usize>(
+        &self,
+        simd: S,
+        digest: &Digests<S>,
+    ) -> u64 {
+        let digits = prepared::<S, E, G>(simd, digest);
         let mut passed = 0;
         for name in &self.names {
-            passed |= name.check::<E>(simd, &digits);
+            passed |= name.check::<E, G, B>(simd, &digits);
         }
         for bank in &self.banks {
             passed |= match bank.errors {
-                0 => bank.check::<E, 0>(simd, &digits),
-                1 => bank.check::<E, 1>(simd, &digits),
-                _ => bank.check::<E, 2>(simd, &digits),
+                0 => bank.check::<E, G, B, 0>(simd, &digits),
+                1 => bank.check::<E, G, B, 1>(simd, &digits),
+                _ => bank.check::<E, G, B, 2>(simd, &digits),
             };
         }
         if E::TEXT == Text::Base64
             && let Some(grams) = self.grams
         {
-            passed |= check_grams(simd, grams, &digits);
+            passed |= check_grams::<S, G, B>(simd, grams, &digits);
         }
         passed
     }
 }
 
 /// The digits of each group, as the lookups expect them.
-type Digits<S> = [<S as Simd>::Digits; MOST_GROUPS];
+type Digits<S, const G: usize> = [<S as Simd>::Digits; G];
 
 #[inline(always)]
-fn prepared<S: Simd, E: Encoding>(simd: S, digest: &Digests<S>) -> Digits<S> {
+fn prepared<S: Simd, E: Encoding<G>, const G: usize>(simd: S, digest: &Digests<S>) -> Digits<S, G> {
     let plain = E::digits(simd, digest);
-    let mut digits = [simd.prepare(plain[0]); MOST_GROUPS];
-    for group in 1..E::GROUPS {
+    let mut digits = [simd.prepare(plain[0]); G];
+    for group in 1..G {
         digits[group] = simd.prepare(plain[group]);
     }
     digits
@@ -209,59 +217,55 @@ fn prepared<S: Simd, E: Encoding>(simd: S, digest: &Digests<S>) -> Digits<S> {
 
 /// A [`Mask`] in vectors.
 struct MaskFilter<S: Simd> {
-    /// For each word that is compared: its number, the bits, and what they have to be.
-    words: [(usize, S::Vector, S::Vector); 5],
-    count: usize,
+    /// For each word: whether it is compared, the bits, and what they have to be.
+    words: [(bool, S::Vector, S::Vector); 5],
 }
 
 impl<S: Simd> MaskFilter<S> {
     #[inline(always)]
     fn new(simd: S, mask: &Mask) -> MaskFilter<S> {
         let nothing = simd.set1(0);
-        let mut words = [(0, nothing, nothing); 5];
-        let mut count = 0;
+        let mut words = [(false, nothing, nothing); 5];
         for word in 0..5 {
-            if mask.bits[word] != 0 {
-                let (bits, wanted) = (simd.set1(mask.bits[word]), simd.set1(mask.wanted[word]));
-                words[count] = (word, bits, wanted);
-                count += 1;
-            }
+            let (bits, wanted) = (simd.set1(mask.bits[word]), simd.set1(mask.wanted[word]));
+            words[word] = (mask.bits[word] != 0, bits, wanted);
         }
-        MaskFilter { words, count }
+        MaskFilter { words }
     }
 
     #[inline(always)]
     fn check(&self, simd: S, digest: &Digests<S>) -> u64 {
         let mut differ = simd.set1(0);
-        for (word, bits, wanted) in &self.words[..self.count] {
-            let changed = simd.xor(digest[*word], *wanted);
-            differ = simd.and_or(changed, *bits, differ);
+        for word in 0..5 {
+            let (is_compared, bits, wanted) = &self.words[word];
+            if *is_compared {
+                differ = simd.and_or(simd.xor(digest[word], *wanted), *bits, differ);
+            }
         }
         simd.zeros(differ)
     }
 }
 
-/// Looks up a byte for each place. The last two groups stand for places beyond the last one.
+/// Looks up a byte for each place. The last two of the `B` groups stand for places beyond the last
+/// one.
 #[inline(always)]
-fn bytes<S: Simd, E: Encoding>(simd: S, table: &Lookup<S>, digits: &Digits<S>) -> Bytes<S> {
-    let mut bytes = [table.beyond; MOST_GROUPS + 2];
-    for group in 0..E::GROUPS - 1 {
+fn bytes<S: Simd, E: Encoding<G>, const G: usize, const B: usize>(
+    simd: S,
+    table: &Lookup<S>,
+    digits: &Digits<S, G>,
+) -> [S::Vector; B] {
+    let mut bytes = [table.beyond; B];
+    for group in 0..G - 1 {
         bytes[group] = simd.lookup(&table.digits, digits[group]);
     }
-    let last = digits[E::GROUPS - 1];
-    bytes[E::GROUPS - 1] = if E::TEXT.is_padded() {
+    let last = digits[G - 1];
+    bytes[G - 1] = if E::TEXT.is_padded() {
         simd.lookup_last(&table.digits, last, table.padding)
     } else {
         simd.lookup(&table.digits, last)
     };
     bytes
 }
-
-/// A byte for each place, and for those beyond the last one.
-type Bytes<S> = [<S as Simd>::Vector; MOST_GROUPS + 2];
-
-/// A byte for each place.
-type Groups<S> = [<S as Simd>::Vector; MOST_GROUPS];
 
 /// A [`ClassTable`] in vectors.
 struct Lookup<S: Simd> {
@@ -306,14 +310,18 @@ impl<S: Simd> NameFilter<S> {
     }
 
     #[inline(always)]
-    fn check<E: Encoding>(&self, simd: S, digits: &Digits<S>) -> u64 {
+    fn check<E: Encoding<G>, const G: usize, const B: usize>(
+        &self,
+        simd: S,
+        digits: &Digits<S, G>,
+    ) -> u64 {
         let agree = match self.agreement {
-            Agreement::Even => diagonals::<S, E, false>(simd, &self.first, digits),
-            Agreement::All => diagonals::<S, E, true>(simd, &self.first, digits),
-            Agreement::Count => self.count::<E>(simd, digits),
+            Agreement::Even => diagonals::<S, E, G, B, false>(simd, &self.first, digits),
+            Agreement::All => diagonals::<S, E, G, B, true>(simd, &self.first, digits),
+            Agreement::Count => self.count::<E, G, B>(simd, digits),
         };
         let mut most = agree[0];
-        for group in 1..E::GROUPS {
+        for group in 1..G {
             most = simd.max_bytes(most, agree[group]);
         }
         simd.not_less(most, self.least)
@@ -322,17 +330,21 @@ impl<S: Simd> NameFilter<S> {
     /// Returns for each window, in the byte of the place where it begins, the number of characters
     /// that agree.
     #[inline(always)]
-    fn count<E: Encoding>(&self, simd: S, digits: &Digits<S>) -> Groups<S> {
-        let mut agree = diagonals::<S, E, true>(simd, &self.first, digits);
-        for group in 0..E::GROUPS {
+    fn count<E: Encoding<G>, const G: usize, const B: usize>(
+        &self,
+        simd: S,
+        digits: &Digits<S, G>,
+    ) -> [S::Vector; G] {
+        let mut agree = diagonals::<S, E, G, B, true>(simd, &self.first, digits);
+        for group in 0..G {
             agree[group] = simd.count_ones(agree[group]);
         }
         for number in 0..self.further.len() {
-            let more = diagonals::<S, E, true>(simd, &self.further[number], digits);
+            let more = diagonals::<S, E, G, B, true>(simd, &self.further[number], digits);
             // The next eight characters of a window are eight places, that is two groups, further
             // on.
             let begin = 2 * (number + 1);
-            for group in begin..E::GROUPS {
+            for group in begin..G {
                 let more = simd.count_ones(more[group]);
                 agree[group - begin] = simd.add_bytes(agree[group - begin], more);
             }
@@ -350,26 +362,26 @@ impl<S: Simd> NameFilter<S> {
 /// from `s` places further on: of those in whose index the bit `s` is set. If only characters with
 /// even indices matter, the step of 1 is left out.
 #[inline(always)]
-fn diagonals<S: Simd, E: Encoding, const ODD: bool>(
+fn diagonals<S: Simd, E: Encoding<G>, const G: usize, const B: usize, const ODD: bool>(
     simd: S,
     table: &Lookup<S>,
-    digits: &Digits<S>,
-) -> Groups<S> {
-    let mut bytes = bytes::<S, E>(simd, table, digits);
+    digits: &Digits<S, G>,
+) -> [S::Vector; G] {
+    let mut bytes = bytes::<S, E, G, B>(simd, table, digits);
     let (step_4, step_2, step_1) = (
         simd.set1_byte(0x0f),
         simd.set1_byte(0x33),
         simd.set1_byte(0x55),
     );
-    for group in 0..E::GROUPS {
+    for group in 0..G {
         bytes[group] = simd.select(step_4, bytes[group], bytes[group + 1]);
     }
-    for group in 0..E::GROUPS {
+    for group in 0..G {
         let far = simd.advance::<2>(bytes[group], bytes[group + 1]);
         bytes[group] = simd.select(step_2, bytes[group], far);
     }
-    let mut agree = [bytes[0]; MOST_GROUPS];
-    for group in 0..E::GROUPS {
+    let mut agree = [bytes[0]; G];
+    for group in 0..G {
         agree[group] = if ODD {
             let far = simd.advance::<1>(bytes[group], bytes[group + 1]);
             simd.select(step_1, bytes[group], far)
@@ -388,7 +400,7 @@ struct BankFilter<S: Simd> {
 }
 
 /// For each window, the buckets with a name that differs from it in at most 0, 1 and 2 characters.
-type Within<S> = [Groups<S>; 3];
+type Within<S, const G: usize> = [[<S as Simd>::Vector; G]; 3];
 
 impl<S: Simd> BankFilter<S> {
     #[inline(always)]
@@ -410,12 +422,16 @@ impl<S: Simd> BankFilter<S> {
     /// 1992), restricted to substitutions. It processes the windows side by side instead of one
     /// after another.
     #[inline(always)]
-    fn check<E: Encoding, const ERRORS: usize>(&self, simd: S, digits: &Digits<S>) -> u64 {
-        let mut within = [[simd.set1_byte(0xff); MOST_GROUPS]; 3];
+    fn check<E: Encoding<G>, const G: usize, const B: usize, const ERRORS: usize>(
+        &self,
+        simd: S,
+        digits: &Digits<S, G>,
+    ) -> u64 {
+        let mut within = [[simd.set1_byte(0xff); G]; 3];
         macro_rules! character {
             ($p:literal) => {
                 if let Some(table) = self.characters.get($p) {
-                    step::<S, E, ERRORS, $p, { $p % 4 }>(simd, table, digits, &mut within);
+                    step::<S, E, G, B, ERRORS, $p, { $p % 4 }>(simd, table, digits, &mut within);
                 }
             };
         }
@@ -428,7 +444,7 @@ impl<S: Simd> BankFilter<S> {
         character!(6);
         character!(7);
         let mut any = within[ERRORS][0];
-        for group in 1..E::GROUPS {
+        for group in 1..G {
             any = simd.or(any, within[ERRORS][group]);
         }
         simd.not_less(any, simd.set1_byte(1))
@@ -437,14 +453,22 @@ impl<S: Simd> BankFilter<S> {
 
 /// The step of [`BankFilter::check`] for character `P`, which lies `ON` places into its group.
 #[inline(always)]
-fn step<S: Simd, E: Encoding, const ERRORS: usize, const P: usize, const ON: u8>(
+fn step<
+    S: Simd,
+    E: Encoding<G>,
+    const G: usize,
+    const B: usize,
+    const ERRORS: usize,
+    const P: usize,
+    const ON: u8,
+>(
     simd: S,
     table: &Lookup<S>,
-    digits: &Digits<S>,
-    within: &mut Within<S>,
+    digits: &Digits<S, G>,
+    within: &mut Within<S, G>,
 ) {
-    let bytes = bytes::<S, E>(simd, table, digits);
-    for group in 0..E::GROUPS {
+    let bytes = bytes::<S, E, G, B>(simd, table, digits);
+    for group in 0..G {
         let (near, far) = (
             bytes[group + P / 4],
             bytes[group + P / 4 + usize::from(ON > 0)],
@@ -463,9 +487,13 @@ fn step<S: Simd, E: Encoding, const ERRORS: usize, const P: usize, const ON: u8>
 /// Returns four bits for each hash, of which at least one is set if the hash may have an indexed
 /// gram at one of the places where grams are looked up.
 #[inline(always)]
-fn check_grams<S: Simd>(simd: S, grams: &Grams, digits: &Digits<S>) -> u64 {
-    let mut codes = [simd.codes(digits[0]); Base64::GROUPS + 1];
-    for group in 1..Base64::GROUPS {
+fn check_grams<S: Simd, const G: usize, const B: usize>(
+    simd: S,
+    grams: &Grams,
+    digits: &Digits<S, G>,
+) -> u64 {
+    let mut codes = [simd.codes(digits[0]); B];
+    for group in 1..G {
         codes[group] = simd.codes(digits[group]);
     }
     let mut known = simd.set1(0);

@@ -269,8 +269,8 @@ pub(crate) fn hash<S: Simd, const CASE: usize, const N: usize>(
     }
     eighty!(split);
     // The last round's word includes the first word of the initial state.
-    // An array of its own. In one that the caller may keep in memory, every round would store its
-    // state.
+    // Not in `state`: the caller may keep the digests in memory, and then every round would store
+    // its state there.
     let mut digests = state;
     for v in 0..N {
         for word in 1..5 {

@@ -100,7 +100,7 @@ fn kinds() -> Result<Vec<Case>, Impossible> {
     // `hashcash`.
     let (commit, stamp) = (
         [b'x'; 290],
-        b"1:44:261201:someone@example.com::c29tZSByYW5kb20hISEh:",
+        b"1:44:261201:someone@example.com::c29tZSByYW5kb20gYnl0ZXMsIGFnYWlu:",
     );
     Ok(vec![
         kind("git-commit c0ffee1", &commit, b"\n", "c0ffee1", prefix)?,
